@@ -1,0 +1,38 @@
+"""hf_vlp: vision-language pre-training systems for the Hugging Face ecosystem.
+
+Importing this package registers its architectures with the Auto classes and brings back `pipeline("image-to-text")`.
+Nothing heavy is imported before it is used.
+"""
+
+from importlib import import_module
+
+from . import auto
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it.
+_EXPORTS = {
+    "VcGptConfig": "hf_vlp.models.vc_gpt.configuration_vc_gpt",
+    "VcGptForConditionalGeneration": "hf_vlp.models.vc_gpt.modeling_vc_gpt",
+    "VcGptModel": "hf_vlp.models.vc_gpt.modeling_vc_gpt",
+    "VcGptPreTrainedModel": "hf_vlp.models.vc_gpt.modeling_vc_gpt",
+    "VcGptProcessor": "hf_vlp.models.vc_gpt.processing_vc_gpt",
+    "pipeline": "hf_vlp.pipelines",
+}
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        value = getattr(import_module(_EXPORTS[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_EXPORTS])
+
+
+auto.register()
+
+__all__ = ["__version__", *_EXPORTS]

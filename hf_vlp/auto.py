@@ -1,0 +1,195 @@
+"""One table of all architectures, and their registration with the Auto classes of transformers.
+
+The mappings behind the Auto classes keep registered classes in a dictionary. Ours is put in its place and fills itself
+when it is first read: `import hf_vlp` therefore imports neither torch nor a model file. (Registering the classes right
+after transformers' own modules are imported would be simpler, but these are often imported in the middle of a model
+file that ours needs in turn.)
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+
+from .import_hooks import after_import
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where the classes of an architecture live, and which Auto class finds which of them.
+
+    module: package under `hf_vlp.models` with the files `{configuration,modeling,processing}_<module>.py`.
+    config, processor: names of these classes; `tokenizer` is one of transformers.
+    models: {name of the auto class: name of the model class}.
+    image_processors: {back end: class of transformers}, as `AutoImageProcessor` takes them.
+    pipelines: {task: (module, class, name of the auto class)} of the pipelines whose code goes into each checkpoint.
+    """
+
+    module: str
+    config: str
+    processor: str
+    tokenizer: str
+    models: dict[str, str]
+    image_processors: dict[str, str] = field(default_factory=dict)
+    pipelines: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+
+    def get(self, part: str, name: str) -> type:
+        """The class `name` of this architecture; `part` is configuration, modeling or processing."""
+        return getattr(import_module(f"hf_vlp.models.{self.module}.{part}_{self.module}"), name)
+
+    def get_config(self) -> type:
+        return self.get("configuration", self.config)
+
+
+ARCHITECTURES = {
+    "vc_gpt": Architecture(
+        module="vc_gpt",
+        config="VcGptConfig",
+        processor="VcGptProcessor",
+        tokenizer="GPT2Tokenizer",
+        models={"AutoModel": "VcGptModel", "AutoModelForImageTextToText": "VcGptForConditionalGeneration"},
+        image_processors={"pil": "CLIPImageProcessorPil", "torchvision": "CLIPImageProcessor"},
+        pipelines={
+            "image-to-text": (
+                "hf_vlp.pipelines.image_to_text",
+                "ImageToTextPipeline",
+                "AutoModelForImageTextToText",
+            )
+        },
+    ),
+}
+
+
+class LazyEntries(dict):
+    """Entries of an Auto mapping; `make_entries` gives ours when they are first read."""
+
+    def __init__(self, entries: dict, make_entries: Callable[[], dict]):
+        super().__init__(entries)
+        self._make_entries = make_entries
+
+    def _fill(self):
+        make_entries, self._make_entries = self._make_entries, None
+        if make_entries is None:
+            return
+        try:
+            entries = make_entries()
+        except (ImportError, AttributeError):
+            # Read while transformers is still importing a module that ours needs: try again at the next reading.
+            if not _transformers_is_importing():
+                raise
+            self._make_entries = make_entries
+        else:
+            for key, value in entries.items():
+                self.setdefault(key, value)
+
+    def __contains__(self, key):
+        self._fill()
+        return super().__contains__(key)
+
+    def __getitem__(self, key):
+        self._fill()
+        return super().__getitem__(key)
+
+    def __iter__(self):
+        self._fill()
+        return super().__iter__()
+
+    def __len__(self):
+        self._fill()
+        return super().__len__()
+
+    def keys(self):
+        self._fill()
+        return super().keys()
+
+    def values(self):
+        self._fill()
+        return super().values()
+
+    def items(self):
+        self._fill()
+        return super().items()
+
+
+def _transformers_is_importing() -> bool:
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("transformers.")]
+    return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules)
+
+
+def _add_lazily(mapping, make_entries: Callable[[], dict]) -> None:
+    if not isinstance(mapping._extra_content, LazyEntries):
+        mapping._extra_content = LazyEntries(mapping._extra_content, make_entries)
+
+
+def _register_configs():
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    _add_lazily(CONFIG_MAPPING, lambda: {name: entry.get_config() for name, entry in ARCHITECTURES.items()})
+
+
+def _register_models():
+    from transformers.models.auto import modeling_auto
+
+    for auto_class in {name for entry in ARCHITECTURES.values() for name in entry.models}:
+
+        def make_entries(auto_class=auto_class):
+            return {
+                entry.get_config(): entry.get("modeling", entry.models[auto_class])
+                for entry in ARCHITECTURES.values()
+                if auto_class in entry.models
+            }
+
+        _add_lazily(getattr(modeling_auto, auto_class)._model_mapping, make_entries)
+
+
+def _register_processors():
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    _add_lazily(
+        PROCESSOR_MAPPING,
+        lambda: {entry.get_config(): entry.get("processing", entry.processor) for entry in ARCHITECTURES.values()},
+    )
+
+
+def _register_image_processors():
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+    def make_entries():
+        import transformers
+        from transformers.utils import is_torchvision_available
+
+        return {
+            entry.get_config(): {
+                backend: getattr(transformers, name)
+                for backend, name in entry.image_processors.items()
+                if backend != "torchvision" or is_torchvision_available()
+            }
+            for entry in ARCHITECTURES.values()
+            if entry.image_processors
+        }
+
+    _add_lazily(IMAGE_PROCESSOR_MAPPING, make_entries)
+
+
+def _register_tokenizers():
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+
+    def make_entries():
+        import transformers
+
+        return {entry.get_config(): getattr(transformers, entry.tokenizer) for entry in ARCHITECTURES.values()}
+
+    _add_lazily(TOKENIZER_MAPPING, make_entries)
+
+
+def register() -> None:
+    """Make every architecture known to the Auto classes, whether or not transformers has imported them yet."""
+    auto = "transformers.models.auto"
+    after_import(f"{auto}.configuration_auto", _register_configs)
+    after_import(f"{auto}.modeling_auto", _register_models)
+    after_import(f"{auto}.processing_auto", _register_processors)
+    after_import(f"{auto}.image_processing_auto", _register_image_processors)
+    after_import(f"{auto}.tokenization_auto", _register_tokenizers)
+
+
+__all__ = ["ARCHITECTURES", "Architecture", "register"]
