@@ -7,6 +7,7 @@ Nothing heavy is imported before it is used.
 from importlib import import_module
 
 from . import auto
+from .pipelines import doors
 
 __version__ = "0.1.0"
 
@@ -34,5 +35,7 @@ def __dir__():
 
 
 auto.register()
+if doors.enabled():
+    doors.install()
 
 __all__ = ["__version__", *_EXPORTS]

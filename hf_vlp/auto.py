@@ -22,7 +22,7 @@ class Architecture:
     config, processor: names of these classes; `tokenizer` is one of transformers.
     models: {name of the auto class: name of the model class}.
     image_processors: {back end: class of transformers}, as `AutoImageProcessor` takes them.
-    pipelines: {task: (module, class, name of the auto class)} of the pipelines whose code goes into each checkpoint.
+    pipelines: tasks of the pipelines whose code goes into each checkpoint.
     """
 
     module: str
@@ -31,7 +31,7 @@ class Architecture:
     tokenizer: str
     models: dict[str, str]
     image_processors: dict[str, str] = field(default_factory=dict)
-    pipelines: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    pipelines: tuple[str, ...] = ()
 
     def get(self, part: str, name: str) -> type:
         """The class `name` of this architecture; `part` is configuration, modeling or processing."""
@@ -49,13 +49,7 @@ ARCHITECTURES = {
         tokenizer="GPT2Tokenizer",
         models={"AutoModel": "VcGptModel", "AutoModelForImageTextToText": "VcGptForConditionalGeneration"},
         image_processors={"pil": "CLIPImageProcessorPil", "torchvision": "CLIPImageProcessor"},
-        pipelines={
-            "image-to-text": (
-                "hf_vlp.pipelines.image_to_text",
-                "ImageToTextPipeline",
-                "AutoModelForImageTextToText",
-            )
-        },
+        pipelines=("image-to-text",),
     ),
 }
 
@@ -182,6 +176,16 @@ def _register_tokenizers():
     _add_lazily(TOKENIZER_MAPPING, make_entries)
 
 
+def _export_pipelines_with(entry: Architecture):
+    def export_pipelines(directory):
+        from hf_vlp.pipelines.export import export_pipeline_files
+
+        return export_pipeline_files(directory, tasks=entry.pipelines)
+
+    base_class = entry.get("modeling", f"{entry.config.removesuffix('Config')}PreTrainedModel")
+    base_class._export_pipelines = staticmethod(export_pipelines)
+
+
 def register() -> None:
     """Make every architecture known to the Auto classes, whether or not transformers has imported them yet."""
     auto = "transformers.models.auto"
@@ -190,6 +194,9 @@ def register() -> None:
     after_import(f"{auto}.processing_auto", _register_processors)
     after_import(f"{auto}.image_processing_auto", _register_image_processors)
     after_import(f"{auto}.tokenization_auto", _register_tokenizers)
+    for entry in ARCHITECTURES.values():
+        modeling = f"hf_vlp.models.{entry.module}.modeling_{entry.module}"
+        after_import(modeling, lambda entry=entry: _export_pipelines_with(entry))
 
 
 __all__ = ["ARCHITECTURES", "Architecture", "register"]

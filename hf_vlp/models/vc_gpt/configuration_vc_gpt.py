@@ -38,8 +38,9 @@ class VcGptConfig(PreTrainedConfig):
     variant: `"vc_gpt"` is the paper's model, with a cross-modal fusion module above both towers; `"vanilla"` is the
         baseline it compares with, cross-attention inside every GPT-2 block and one vocabulary head.
 
-    self_ensemble: whether the logits are the sum of GPT-2's and of the fusion module's vocabulary products. Without it,
-        the fusion module's alone ("VC-GPT w/o SE"; this exact form of the ablation is a decision). Only for `"vc_gpt"`.
+    self_ensemble: whether the logits are the sum of GPT-2's and of the fusion module's vocabulary products. Without
+        it, the fusion module's alone ("VC-GPT w/o SE"; this exact form of the ablation is a decision). Only for
+        `"vc_gpt"`.
 
     num_fusion_layers: number N of fusion layers, each with a visual and a text half (decision).
 
@@ -79,6 +80,7 @@ class VcGptConfig(PreTrainedConfig):
     """
 
     model_type = "vc_gpt"
+    _auto_class = "AutoConfig"
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(config_class=CLIPVisionConfig, init_kwargs={"patch_size": 16}),
         "text_config": GPT2Config,

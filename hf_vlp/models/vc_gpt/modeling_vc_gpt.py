@@ -39,7 +39,6 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.dynamic_module_utils import custom_object_save
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -77,7 +76,7 @@ class VcGptModelOutput(ModelOutput):
     language_hidden_state: GPT-2's output h^G after its final norm, (rows, length, dim).
     image_embeds: visual tokens that enter the fusion module, (images, tokens, dim); `None` once they are cached.
     past_key_values: a `VcGptCache`.
-    hidden_states: text path on request: GPT-2's embedding and blocks, then the fusion layers, each (rows, length, dim).
+    hidden_states: text path on request: GPT-2's embedding and blocks, then the fusion layers; (rows, length, dim).
     attentions: self-attention of the same layers, each (rows, heads, length, past + length).
     cross_attentions: attention from text to visual tokens, each (rows, heads, length, tokens).
     image_hidden_states: visual tokens as they enter and after each visual layer, each (images, tokens, dim).
@@ -202,7 +201,7 @@ class VcGptConvolutionStem(nn.Module):
 
 
 class VcGptSelfAttention(nn.Module):
-    """Self-attention of the fusion module: causal with a cache for the text stream, bidirectional for the visual one."""
+    """Self-attention of the fusion module: causal and cached in the text stream, bidirectional in the visual one."""
 
     def __init__(self, config: VcGptConfig, *, is_causal: bool, layer_idx: int | None = None):
         super().__init__()
@@ -405,9 +404,9 @@ class VcGptPreTrainedModel(PreTrainedModel):
     # CLIP's final norm is not built where the fusion module takes the tokens before it (the default).
     _keys_to_ignore_on_load_unexpected = [r"vision_model\.post_layernorm\."]
 
-    # Pipelines whose code is saved next to the weights, {task: (pipeline class, name of the auto class)}. Filled when
-    # hf_vlp is imported; empty in code that was itself loaded from a repository, whose files are complete already.
-    _exported_pipelines: dict = {}
+    # Copies the code of pipelines into a folder and returns the `custom_pipelines` of its configuration. Set by
+    # hf_vlp; None in code that was itself loaded from a repository.
+    _export_pipelines: Callable[[Path], dict] | None = None
 
     # Modules for LoRA, as regular expressions over the full module name.
     lora_presets = {
@@ -468,27 +467,30 @@ class VcGptPreTrainedModel(PreTrainedModel):
         if not kwargs.get("is_main_process", True):
             return
         target.mkdir(parents=True, exist_ok=True)
+        # A class under several auto classes is entered by hand: saving enters only the one that is saved.
+        file_name = __name__.split(".")[-1]
+        export_fields = {
+            "auto_map": {
+                "AutoModel": f"{file_name}.VcGptModel",
+                "AutoModelForImageTextToText": f"{file_name}.VcGptForConditionalGeneration",
+            }
+        }
         with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as staging:
-            custom_pipelines = {}
-            for task, (pipeline_class, auto_class) in self._exported_pipelines.items():
-                custom_object_save(pipeline_class, staging)
-                module = pipeline_class.__module__.split(".")[-1]
-                implementation = f"{module}.{pipeline_class.__name__}"
-                custom_pipelines[task] = {"impl": implementation, "pt": [auto_class], "type": "multimodal"}
-            if custom_pipelines:
-                self.config.custom_pipelines = custom_pipelines
+            if self._export_pipelines is not None:
+                export_fields["custom_pipelines"] = self._export_pipelines(Path(staging))
+            vars(self.config).update(export_fields)
             try:
                 super().save_pretrained(staging, *args, **kwargs)
             finally:
-                if custom_pipelines:
-                    del self.config.custom_pipelines
+                for name in export_fields:
+                    vars(self.config).pop(name, None)
             new_files = sorted(Path(staging).iterdir())
-            weights = {file.name for file in new_files if file.suffix == ".safetensors" or ".index." in file.name}
             for file in new_files:
                 os.replace(file, target / file.name)
             # A single file left from an earlier save would win over new shards.
+            new_names = {file.name for file in new_files}
             for file in target.glob("model*.safetensors*"):
-                if weights and file.name not in weights:
+                if file.name not in new_names:
                     file.unlink()
 
 
@@ -544,12 +546,15 @@ class VcGptFusion(VcGptPreTrainedModel):
 class VcGptModel(VcGptPreTrainedModel):
     """CLIP's vision tower, GPT-2, and the fusion module above both; no vocabulary head."""
 
+    _auto_class = "AutoModel"
+
     def __init__(self, config: VcGptConfig):
         super().__init__(config)
         self.vision_model = CLIPVisionModel(config.vision_config)
         self.language_model = GPT2Model(config.text_config)
         vision_dim, dim = config.vision_config.hidden_size, config.text_config.hidden_size
         self.visual_proj = nn.Linear(vision_dim, dim) if vision_dim != dim else nn.Identity()
+        self.gradient_checkpointing = False  # read by `merge_with_config_defaults`, which then turns the cache off
         self.fusion = VcGptFusion(config) if config.variant == "vc_gpt" else None
 
         if not config.use_post_layernorm:
@@ -643,9 +648,7 @@ class VcGptModel(VcGptPreTrainedModel):
                         "VC-GPT describes pictures: give pixel_values of shape (images, channels, height, width), "
                         "image_embeds, or past_key_values that hold the picture."
                     )
-                image_embeds = self.get_image_features(
-                    pixel_values, interpolate_pos_encoding=interpolate_pos_encoding
-                )
+                image_embeds = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
             num_images = image_embeds.shape[0]
         if num_images == 0 or rows % num_images:
             raise ValueError(
@@ -729,6 +732,7 @@ class VcGptForConditionalGeneration(VcGptPreTrainedModel, GenerationMixin):
     >>> processor.batch_decode(ids, skip_special_tokens=True)
     """
 
+    _auto_class = "AutoModelForImageTextToText"
     _tied_weights_keys = {"lm_head.weight": "model.language_model.wte.weight"}
 
     def __init__(self, config: VcGptConfig):
@@ -865,6 +869,8 @@ class VcGptForConditionalGeneration(VcGptPreTrainedModel, GenerationMixin):
 
         The other arguments are those of `VcGptModel.forward`.
         """
+        if labels is not None and use_cache is None:
+            use_cache = False  # a cache would only cost memory
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -903,6 +909,30 @@ class VcGptForConditionalGeneration(VcGptPreTrainedModel, GenerationMixin):
             image_hidden_states=outputs.image_hidden_states,
             image_attentions=outputs.image_attentions,
         )
+
+    def generate(self, inputs: torch.Tensor | None = None, generation_config=None, **kwargs):
+        """Caption pictures: `GenerationMixin.generate`, starting from the begin token when no prompt is given.
+
+        Args:
+            inputs: prompts, the same as `input_ids` (rows, length), padded on the left and with an `attention_mask`.
+            kwargs: `pixel_values` (images, channels, height, width) or `image_embeds` (images, tokens, dim), and the
+                options of `generate`.
+
+        Returns token ids (rows x returned sequences, length) that begin with the prompt or the begin token.
+        Raises ValueError when there is neither a picture nor a prompt.
+        """
+        pictures = next(
+            (kwargs[name] for name in ("pixel_values", "image_embeds") if kwargs.get(name) is not None), None
+        )
+        if inputs is None and kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
+            if pictures is None:
+                raise ValueError("generate describes pictures: give pixel_values or image_embeds.")
+            begin = kwargs.get("bos_token_id") or (generation_config or self.generation_config).bos_token_id
+            if begin is None:
+                begin = self.config.bos_token_id
+            kwargs["input_ids"] = torch.full((len(pictures), 1), begin, device=pictures.device)
+            kwargs["attention_mask"] = torch.ones_like(kwargs["input_ids"])
+        return super().generate(inputs, generation_config, **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids, *, is_first_iteration=False, use_cache=True, **kwargs):
         model_inputs = super().prepare_inputs_for_generation(
@@ -970,7 +1000,8 @@ def load_tower(target: PreTrainedModel, source: PreTrainedModel, *, new: str):
     unexpected = [name for name in unexpected if not re.search(rf"^post_layernorm\.|{new}", name)]
     if missing or unexpected:
         raise ValueError(
-            f"{type(source).__name__} does not fit {type(target).__name__}: missing {missing}, unexpected {unexpected}."
+            f"{type(source).__name__} does not fit {type(target).__name__}: missing {missing}, "
+            f"unexpected {unexpected}."
         )
 
 

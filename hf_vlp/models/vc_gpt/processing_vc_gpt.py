@@ -14,6 +14,8 @@ class VcGptProcessor(ProcessorMixin):
         tokenizer: a GPT-2 tokenizer; one without padding token gets its end token.
     """
 
+    _auto_class = "AutoProcessor"
+
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         if tokenizer is not None and tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -34,8 +36,8 @@ class VcGptProcessor(ProcessorMixin):
 
         Args:
             images: a picture or a list of them; they become `pixel_values` (images, channels, height, width).
-            text: a prompt or a list of them, for `generate`: begin token and prompt, padded on the left, as `input_ids`
-                and `attention_mask` (prompts, length). Without a prompt, `generate` starts from the begin token.
+            text: a prompt or a list of them, for `generate`: begin token and prompt, padded on the left, as
+                `input_ids` and `attention_mask` (prompts, length). `generate` needs none.
             captions: a caption or a list of them, for training: begin token, caption, end token, padded on the right,
                 with `labels` that are -100 on the padding and keep the end token.
             max_length: most tokens of a text, special ones included; longer texts are cut, the end token stays.
