@@ -85,7 +85,8 @@ class VcGptConfig(PreTrainedConfig):
         "vision_config": SubConfigSpec(config_class=CLIPVisionConfig, init_kwargs={"patch_size": 16}),
         "text_config": GPT2Config,
     }
-    keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states"]
+    # Not gathered by Trainer's evaluation: large, and no metric reads them.
+    keys_to_ignore_at_inference = ["past_key_values", "image_embeds", "single_modal_logits", "cross_modal_logits"]
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
