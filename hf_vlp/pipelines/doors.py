@@ -23,6 +23,8 @@ import sys
 import threading
 from dataclasses import dataclass
 
+from hf_vlp.import_hooks import after_import
+
 TARGET = "transformers.pipelines"
 
 
@@ -76,10 +78,13 @@ def enabled() -> bool:
 def install() -> None:
     """Open the doors, now or, if `transformers.pipelines` is not imported yet, when it is. Twice is once."""
     global _wanted
-    _wait_for_import()
     with _lock:
         _wanted = True
-        _open()
+    if TARGET in sys.modules:
+        # Returns at once, unless another thread is in the middle of the import: then it waits for its end. Not under
+        # our lock, which that thread needs if it opens the doors itself.
+        importlib.import_module(TARGET)
+    after_import(TARGET, _open)
 
 
 def uninstall() -> None:
@@ -87,15 +92,14 @@ def uninstall() -> None:
     global _wanted
     with _lock:
         _wanted = False
-        if _visitors == 0:
-            _close()
+        _close()
 
 
 @contextlib.contextmanager
 def opened():
-    """Doors open inside the `with` block, whether installed or not."""
+    """Doors open inside the `with` block, whether installed or not. Imports `transformers.pipelines`."""
     global _visitors
-    _wait_for_import()
+    importlib.import_module(TARGET)
     with _lock:
         _visitors += 1
         _open()
@@ -104,8 +108,7 @@ def opened():
     finally:
         with _lock:
             _visitors -= 1
-            if _visitors == 0 and not _wanted:
-                _close()
+            _close()
 
 
 _lock = threading.RLock()
@@ -114,30 +117,19 @@ _visitors = 0
 _opened: "_Opened | None" = None
 
 
-def _wait_for_import() -> None:
-    """Let another thread finish an import of the module that began before the hook was there.
-
-    Not under the lock, which that thread may need for finishing.
-    """
-    if TARGET in sys.modules:
-        importlib.import_module(TARGET)
-
-
 def _open() -> None:
+    """Open the doors if anybody still wants them open and they are not."""
     global _opened
-    module = sys.modules.get(TARGET)
-    if module is None:
-        if _finder not in sys.meta_path:
-            sys.meta_path.insert(0, _finder)
-    elif _opened is None or _opened.module is not module:
-        _opened = _Opened(module)
+    with _lock:
+        module = sys.modules[TARGET]
+        if (_wanted or _visitors) and (_opened is None or _opened.module is not module):
+            _opened = _Opened(module)
 
 
 def _close() -> None:
+    """Close the doors if nobody wants them open."""
     global _opened
-    if _finder in sys.meta_path:
-        sys.meta_path.remove(_finder)
-    if _opened is not None:
+    if _opened is not None and not (_wanted or _visitors):
         _opened.undo()
         _opened = None
 
@@ -248,37 +240,3 @@ class _Listed(dict):
     def __reduce__(self):
         # Copies and pickles are plain dicts.
         return dict, (dict(self),)
-
-
-class _Finder:
-    """Import hook that waits for `transformers.pipelines` and opens the doors once that module is complete."""
-
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname != TARGET:
-            return None
-        for finder in sys.meta_path:
-            if finder is self or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None:
-                break
-        else:
-            return None
-        loader = spec.loader
-        execute = loader.exec_module
-
-        def exec_module(module):
-            # The loader belongs to this one import; it is left as it came.
-            del loader.exec_module
-            execute(module)
-            with _lock:
-                if _wanted or _visitors:
-                    if self in sys.meta_path:
-                        sys.meta_path.remove(self)
-                    _open()
-
-        loader.exec_module = exec_module
-        return spec
-
-
-_finder = _Finder()

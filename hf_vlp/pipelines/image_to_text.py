@@ -12,7 +12,6 @@ The file travels with exported checkpoints: it may import transformers, torch, P
 """
 
 import base64
-import binascii
 import copy
 import os
 from collections import defaultdict
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset, IterableDataset
@@ -29,12 +29,19 @@ from transformers.pipelines import Pipeline
 
 # Pillow only warns from this size on and raises at twice of it: a warning does not save the memory.
 MAX_PIXELS = 89_478_485
+# A strip of 2 x 40,000 pixels is small until its shorter side is resized to 224.
+MAX_ASPECT_RATIO = 200
+MAX_DOWNLOAD_BYTES = 64 * 1024 * 1024
+# Others that Pillow opens are left out on purpose: EPS starts Ghostscript on a file that nobody has checked.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF", "ICO")
 # What the old pipeline allowed when neither the caller nor the checkpoint says how long a caption may be.
 MAX_NEW_TOKENS = 256
 
 
 def load_image(source: Any, *, timeout: float | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read one picture as an upright RGB image, transparency laid over white.
+    """Read one picture as an upright RGB image, transparency laid over white, 16-bit greys scaled to 8.
+
+    Gives the pixels that `hf_vlp.data.image_io` gives in training; this file must do without the package.
 
     Args:
         source: PIL image; path; `http(s)://` URL; base64 text, with or without a `data:image/...;base64,` head;
@@ -48,77 +55,96 @@ def load_image(source: Any, *, timeout: float | None = None, max_pixels: int = M
     """
     name = _describe(source)
     if isinstance(source, Mapping):
-        if source.get("bytes") is None and source.get("path") is None:
+        source = next((source[key] for key in ("bytes", "path") if source.get(key) is not None), None)
+        if source is None:
             raise ValueError(f"{name} has neither `bytes` nor `path` to read a picture from.")
-        source = source["path"] if source.get("bytes") is None else source["bytes"]
     if isinstance(source, Image.Image):
-        opened = source
+        image = source
+    elif isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+        file = _find_file(source, name, timeout)
+        try:
+            Image.init()
+            image = Image.open(file, formats=[key for key in FORMATS if key in Image.OPEN])
+        # Pillow fails with OSError, SyntaxError, ValueError, EOFError, struct.error, ..., each format its own way.
+        except Exception as error:
+            raise ValueError(f"{name} is not a picture that can be opened: {error}") from error
     else:
-        if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
-            raise TypeError(
-                f"{name} is no picture. Expected a PIL image, a path, a URL, base64 text, encoded bytes or a dict with"
-                " `bytes` or `path`; turn arrays and tensors into pictures with `PIL.Image.fromarray`."
-            )
-        opened = _open(source, name, timeout)
-    width, height = opened.size
+        raise TypeError(
+            f"{name} is no picture. Expected a PIL image, a path, a URL, base64 text, encoded bytes or a dict with"
+            " `bytes` or `path`; turn arrays and tensors into pictures with `PIL.Image.fromarray`."
+        )
+    width, height = image.size
     if width * height > max_pixels:
         raise ValueError(
             f"{name} has {width} x {height} pixels, more than the {max_pixels} allowed. Make it smaller first."
         )
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ValueError(f"{name} has {width} x {height} pixels, too long and thin to be resized. Crop it first.")
     try:
-        return _to_rgb(ImageOps.exif_transpose(opened))
-    # Pillow's decoders fail with OSError, SyntaxError, ValueError, EOFError, struct.error, ..., each its own way.
+        image.load()
+        return _to_rgb(_turn_upright(image))
     except Exception as error:
         raise ValueError(f"{name} cannot be decoded, the file may be cut short or damaged: {error}") from error
 
 
-def _open(source: str | os.PathLike | bytes | bytearray | memoryview, name: str, timeout: float | None) -> Image.Image:
-    """Find the encoded file and read its header, not yet its pixels."""
-    if isinstance(source, (str, os.PathLike)):
-        source = os.fspath(source)
-        if source.startswith(("http://", "https://")):
-            # The HTTP client that transformers itself brings; its name changes between releases, this way in does not.
-            try:
-                response = image_utils.httpx.get(source, timeout=timeout, follow_redirects=True)
-                response.raise_for_status()
-            except Exception as error:
-                raise ValueError(f"{name} cannot be fetched: {type(error).__name__}: {error}") from error
-            file = BytesIO(response.content)
-        elif os.path.isfile(source):
-            file = source
-        else:
-            file = BytesIO(_from_base64(source, name))
-    else:
-        file = BytesIO(source)
-    try:
-        return Image.open(file)
-    except Exception as error:
-        raise ValueError(f"{name} is not a picture that Pillow can open: {error}") from error
-
-
-def _from_base64(text: str, name: str) -> bytes:
-    is_data_uri = text.startswith("data:")
-    encoded = text.partition(",")[2] if is_data_uri else text
+def _find_file(source: Any, name: str, timeout: float | None) -> str | BytesIO:
+    """The encoded picture, on disk or in memory."""
+    if not isinstance(source, (str, os.PathLike)):
+        return BytesIO(source)
+    source = os.fspath(source)
+    if source.startswith(("http://", "https://")):
+        return BytesIO(_download(source, name, timeout))
+    if os.path.isfile(source):
+        return source
+    is_data_uri = source.startswith("data:")
+    encoded = source.partition(",")[2] if is_data_uri else source
     try:
         content = base64.b64decode("".join(encoded.split()), validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         content = b""
-    # "photo" happens to be valid base64 in its letters: no picture fits in so little, so it is a missing file.
-    if len(content) < 16:
+    if len(content) < 16:  # "photo.." may be valid base64 in its letters, but no picture fits in so little
         if is_data_uri:
             raise ValueError(f"{name} is a data URI whose content is not base64.")
         raise ValueError(f"{name} is neither an existing file nor an http(s) URL nor a picture in base64.")
-    return content
+    return BytesIO(content)
+
+
+def _download(url: str, name: str, timeout: float | None) -> bytes:
+    # The HTTP client that transformers itself uses: its name changes between releases, this way to it does not.
+    httpx = image_utils.httpx
+    content = bytearray()
+    try:
+        with httpx.stream("GET", url, timeout=timeout, follow_redirects=True) as response:
+            response.raise_for_status()
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) > MAX_DOWNLOAD_BYTES:
+                    raise ValueError(f"more than {MAX_DOWNLOAD_BYTES} bytes")
+    except Exception as error:
+        raise ValueError(f"{name} cannot be fetched: {type(error).__name__}: {error}") from error
+    return bytes(content)
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block does not make the pixels wrong
+        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(background, image)
-    elif image.mode.startswith("I;16"):
+    if image.mode == "F":
+        raise ValueError("it holds floating point values, and which of them is white is not defined")
+    if image.mode.startswith("I"):
         # Pillow clips 16-bit greys at 255 instead of scaling them: everything would come out white.
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+        if isinstance(transparent := image.info.get("transparency"), int):
+            grey[values == transparent] = 255
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
@@ -224,10 +250,7 @@ class ImageToTextPipeline(Pipeline):
                 " the caption starts with is `prompt`, other keywords for `generate` go into `generate_kwargs`."
             )
         if prompt is not None and not isinstance(prompt, str):
-            raise TypeError(
-                f"`prompt` must be one string for all pictures, got {type(prompt).__name__}. For one prompt per"
-                ' picture pass dicts: {"image": ..., "prompt": ...}.'
-            )
+            raise TypeError(_WRONG_PROMPT.format(type(prompt).__name__))
         if max_new_tokens is not None:
             generation_arguments["max_new_tokens"] = max_new_tokens
         generate_kwargs = dict(generate_kwargs or {})
@@ -296,6 +319,8 @@ class ImageToTextPipeline(Pipeline):
                 raise type(error)(f"Input {inputs.position}: {error}") from error
         if isinstance(inputs, Mapping) and "image" in inputs:
             prompt = inputs.get("prompt", prompt)
+            if prompt is not None and not isinstance(prompt, str):
+                raise TypeError(_WRONG_PROMPT.format(type(prompt).__name__))
             inputs = inputs["image"]
         image = load_image(inputs, timeout=timeout)
 
@@ -382,6 +407,10 @@ ImageToTextPipeline._registered_impl = {
     "image-to-text": {"impl": ImageToTextPipeline, "pt": (AutoModelForImageTextToText,), "type": "multimodal"}
 }
 
+_WRONG_PROMPT = (
+    "`prompt` must be a string, got {}. One string given to the call is for all pictures; for one prompt per picture"
+    ' pass dicts, {{"image": ..., "prompt": ...}}.'
+)
 _GENERATION_ARGUMENTS = {name for name in vars(GenerationConfig()) if not name.startswith("_")} | {"generation_config"}
 
 
