@@ -66,8 +66,9 @@ def load_image(
         max_aspect_ratio: longer side over shorter side allowed. A strip of 2 x 40,000 pixels has few pixels, but
             resizing its shorter side to 224 would make a picture of a gigapixel.
         size_hint: when given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides stay at
-            least this long: several times faster for large photographs, with pixels that differ slightly from a full
-            decode followed by a resize. Other formats ignore it.
+            least this long. With 224 that made photographs with a shorter side of 1024 pixels 1.6 times faster, those
+            of 480 1.3 times; the pixels differ slightly from a full decode followed by a resize. Other formats
+            ignore it.
         timeout: seconds; bounds every wait for the server and the download as a whole.
         max_download_bytes: a larger answer from a server is refused without being read to its end.
 
