@@ -1,0 +1,1 @@
+"""What leaves for the Hub: complete repositories, their cards, the upload."""
