@@ -1,4 +1,4 @@
-"""Native captioners of a few thousand random weights, with tokenizers built in code: nothing is downloaded.
+"""Captioners of a few thousand random weights, native ones and VC-GPT; tokenizers built in code, nothing downloaded.
 
 Weights are drawn wide, so that different pictures get different texts; with the usual standard deviation of 0.02 every
 picture gets the same one and a test could not tell them apart.
@@ -14,11 +14,13 @@ from transformers import (
     BlipImageProcessorPil,
     BlipProcessor,
     CLIPImageProcessorPil,
+    CLIPVisionConfig,
     GitConfig,
     GitForCausalLM,
     GitProcessor,
     GPT2Config,
     GPT2LMHeadModel,
+    GPT2Tokenizer,
     Pix2StructConfig,
     Pix2StructForConditionalGeneration,
     Pix2StructImageProcessorPil,
@@ -29,6 +31,8 @@ from transformers import (
     ViTImageProcessorPil,
     ViTModel,
 )
+
+from hf_vlp import VcGptConfig, VcGptForConditionalGeneration, VcGptProcessor
 
 WORDS = "a the photo picture of red green blue small large circle square triangle cross above below left right".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[BOS]"]
@@ -74,6 +78,7 @@ def widen(model, scale: float = 0.6, seed: int = 0):
 
 def save_blip(directory):
     """With a processor that takes pictures and text."""
+    torch.manual_seed(0)
     tokenizer = bert_like_tokenizer()
     ids = {"bos_token_id": 4, "pad_token_id": 0, "eos_token_id": 3, "sep_token_id": 3}
     text = {**TINY, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": 24, "encoder_hidden_size": 32}
@@ -86,6 +91,7 @@ def save_blip(directory):
 
 def save_vision_encoder_decoder(directory):
     """ViT and GPT-2, with an image processor and a tokenizer, without a processor."""
+    torch.manual_seed(0)
     tokenizer = gpt_like_tokenizer()
     encoder = ViTModel(ViTConfig(**TINY, image_size=16, patch_size=8), add_pooling_layer=False)
     decoder = GPT2LMHeadModel(
@@ -113,6 +119,7 @@ def save_vision_encoder_decoder(directory):
 
 def save_git(directory):
     """Text and visual tokens in one decoder."""
+    torch.manual_seed(0)
     tokenizer = bert_like_tokenizer()
     config = GitConfig(
         **TINY,
@@ -130,6 +137,7 @@ def save_git(directory):
 
 def save_pix2struct(directory):
     """Pictures as flattened patches of variable size, text from an encoder-decoder."""
+    torch.manual_seed(0)
     tokenizer = bert_like_tokenizer()
     text = {
         "vocab_size": len(tokenizer),
@@ -157,7 +165,29 @@ def save_pix2struct(directory):
     return directory
 
 
+def save_vc_gpt(directory):
+    """Ours, with a byte-level tokenizer of letters."""
+    torch.manual_seed(0)
+    end, letters = "<|endoftext|>", "abcdefghijklmnopqrstuvwxyz"
+    vocabulary = {piece: index for index, piece in enumerate([*letters, "Ġ", *(f"Ġ{x}" for x in letters), end])}
+    merges = [("Ġ", letter) for letter in letters]
+    tokenizer = GPT2Tokenizer(vocab=vocabulary, merges=merges, bos_token=end, eos_token=end, unk_token=end)
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id"), vocabulary[end])
+    config = VcGptConfig(
+        vision_config=CLIPVisionConfig(**TINY, image_size=16, patch_size=8),
+        text_config=GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=24, **ids),
+        num_fusion_layers=1,
+        fusion_num_heads=2,
+        pad_token_id=vocabulary[end],
+        **ids,
+    )
+    widen(VcGptForConditionalGeneration(config), 0.4).save_pretrained(directory)
+    VcGptProcessor(CLIPImageProcessorPil(size=SIZE, crop_size=SIZE), tokenizer).save_pretrained(directory)
+    return directory
+
+
 CAPTIONERS = {
+    "vc_gpt": save_vc_gpt,
     "blip": save_blip,
     "vision_encoder_decoder": save_vision_encoder_decoder,
     "git": save_git,
