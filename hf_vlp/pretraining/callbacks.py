@@ -78,11 +78,10 @@ class CaptioningCallback(TrainerCallback):
         processor,
         records: Sequence[dict],
         *,
-        metrics: Sequence[str] = ("cider_d",),
+        metrics: Sequence[str] = ("cider_d", "exact_match"),
         generation: dict | None = None,
         batch_size: int = 16,
         predictions_dir: str | os.PathLike | None = None,
-        exact_match: bool = True,
     ):
         self.processor = processor
         self.records = records
@@ -90,7 +89,6 @@ class CaptioningCallback(TrainerCallback):
         self.generation = generation
         self.batch_size = batch_size
         self.predictions_dir = predictions_dir
-        self.exact_match = exact_match
         self.trainer = None  # set by the caller: scores are logged through it
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
@@ -107,11 +105,13 @@ class CaptioningCallback(TrainerCallback):
                 metrics=self.metrics,
                 generation=self.generation,
                 batch_size=self.batch_size,
-                exact_match=self.exact_match,
                 progress=False,
                 predictions_path=path,
             )
-        logs = {f"eval_{name}": value for name, value in scores.items()}
+        uninteresting = {"pictures", "captions_per_second"} | (
+            set() if scores["skipped_pictures"] else {"skipped_pictures"}
+        )
+        logs = {f"eval_{name}": value for name, value in scores.items() if name not in uninteresting}
         metrics.update(logs)
         self.trainer.log(logs)
 

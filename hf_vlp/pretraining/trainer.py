@@ -279,8 +279,8 @@ class VlpTrainer(Trainer):
             )
             if {"params", "model", "optimizer_dict"} & options.keys():
                 raise ValueError(
-                    f"optim={self.args.optim} brings its own parameter groups; use an AdamW, Adafactor, SGD or Lion, to "
-                    "which the groups of the model can be given."
+                    f"optim={self.args.optim} brings its own parameter groups; use an AdamW, Adafactor, SGD or Lion, "
+                    "to which the groups of the model can be given."
                 )
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
@@ -381,6 +381,12 @@ class VlpTrainer(Trainer):
             raise ValueError("A stream resumes only with as many processes as before: each reads its own part.")
         self._stream_loader.load_state_dict(state)
 
+    def _issue_warnings_after_load(self, load_result):
+        # Stock: tied weights, which a checkpoint holds once, are reported as missing.
+        tied = getattr(plain_model(self.model), "all_tied_weights_keys", None) or {}
+        missing = [name for name in load_result.missing_keys if plain_name(name) not in tied]
+        super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
+
     def train(self, resume_from_checkpoint=None, **kwargs):
         # Stock: `True` takes the newest folder of that name, complete or not.
         if resume_from_checkpoint is True:
@@ -392,8 +398,8 @@ class VlpTrainer(Trainer):
             resume_from_checkpoint = str(resume_from_checkpoint)
             if not is_complete_checkpoint(resume_from_checkpoint):
                 raise ValueError(
-                    f"{resume_from_checkpoint} is not a complete checkpoint (trainer_state.json, weights, optimizer.pt and "
-                    "scheduler.pt): name another, or resume_from_checkpoint=true for the newest complete one."
+                    f"{resume_from_checkpoint} is not a complete checkpoint (trainer_state.json, weights, "
+                    "optimizer.pt, scheduler.pt): name another, or true for the newest complete one."
                 )
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 

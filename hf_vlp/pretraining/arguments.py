@@ -1,0 +1,578 @@
+"""Run settings: one YAML with sections, flags on top, and every unknown key an error that names its neighbour.
+
+    model:            what is trained, and from what it starts      `ModelArguments`
+    data:             records and their columns                     `hf_vlp.data.sources.DataArguments`
+    batches:          from records to batches                       `BatchArguments`
+    training:         transformers' TrainingArguments, and more     `VlpTrainingArguments`
+    peft:             LoRA; absent means full training              `PeftArguments`
+    self_critical:    settings of that objective                    `SelfCriticalArguments`
+    evaluation:       what is measured during and after training    `EvaluationArguments`
+    task, objective, stages                                         `RunArguments`
+
+Flags are `--key value` where only one section has the key, and `--section.key value` always; dictionaries are reached
+by more dots (`--model.config.num_fusion_layers 2`). Values are written as in YAML.
+"""
+
+import dataclasses
+import difflib
+import enum
+import inspect
+import os
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from hf_vlp.data.sources import DataArguments
+
+# Names that older versions of transformers had, and what to write now.
+RENAMED_TRAINING_ARGUMENTS = {
+    "warmup_ratio": "warmup_steps (a value below 1 is a ratio of all steps)",
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "logging_dir": "the environment variable of the tracker",
+    "overwrite_output_dir": "another output_dir",
+    "save_safetensors": "nothing: safetensors is the only format",
+    "group_by_length": "train_sampling_strategy: group_by_length",
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+    "push_to_hub_model_id": "hub_model_id",
+    "half_precision_backend": "nothing: mixed precision is torch's",
+    "fp16_backend": "nothing: mixed precision is torch's",
+    "use_mps_device": "nothing: the device is found",
+    "tokenizer": "model.tokenizer_name_or_path",
+    "include_inputs_for_metrics": "include_for_metrics",
+}
+
+
+def setting(default: Any, help: str):
+    """A dataclass field with its help text."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelArguments:
+    """What is trained, and from what it starts: nothing, a checkpoint of hf_vlp, or existing parts."""
+
+    architecture: str = setting("vc_gpt", "Model type, as in the table of hf_vlp.auto.")
+    model_name_or_path: str | None = setting(None, "Start from this hf_vlp checkpoint (folder or Hub id).")
+    vision_model_name_or_path: str | None = setting(None, "Start from this vision tower, together with a text model.")
+    text_model_name_or_path: str | None = setting(None, "Start from this language model, with a vision tower.")
+    config: dict = field(
+        default_factory=dict, metadata={"help": "Fields of the configuration that differ from its defaults."}
+    )
+    tokenizer_name_or_path: str | None = setting(
+        None, "Tokenizer of the model; default: that of the text model, or one trained from the training captions."
+    )
+    vocab_size: int = setting(2000, "Most tokens of a tokenizer that is trained from the captions (at least 257).")
+    tokenizer_captions: int = setting(100_000, "Captions that a tokenizer is trained from, at most.")
+    image_processor: dict = field(
+        default_factory=dict,
+        metadata={
+            "help": "Options of the image processor that differ, such as image_mean, image_std, do_center_crop."
+        },
+    )
+    freeze: list[str] = field(default_factory=list, metadata={"help": "Towers that do not train: vision, language."})
+    attn_implementation: str | None = setting(None, "sdpa (default) or eager.")
+    dtype: str | None = setting(None, "Type of the weights: float32, bfloat16; default that of the checkpoint.")
+
+    def __post_init__(self):
+        from hf_vlp.auto import ARCHITECTURES
+
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"model.architecture={self.architecture!r} is not one of {sorted(ARCHITECTURES)}.")
+        if (self.vision_model_name_or_path is None) != (self.text_model_name_or_path is None):
+            raise ValueError("Starting from parts needs both vision_model_name_or_path and text_model_name_or_path.")
+        if self.model_name_or_path is not None and self.vision_model_name_or_path is not None:
+            raise ValueError("Give model_name_or_path or the two parts, not both.")
+        if unknown := sorted(set(self.freeze) - {"vision", "language"}):
+            raise ValueError(f"model.freeze names {unknown}; towers are vision and language.")
+
+
+@dataclass
+class BatchArguments:
+    """How records become batches."""
+
+    max_length: int = setting(40, "Tokens of a caption at most, begin and end included; longer ones are cut.")
+    pad_to_multiple_of: int | None = setting(8, "Batches are padded to the longest caption, rounded up to this.")
+    captions_per_image: int | str = setting(
+        1, "Captions drawn for each picture and batch; the picture is encoded once."
+    )
+    bad_samples: Literal["skip", "raise"] = setting("skip", "What happens to pictures that cannot be read.")
+    max_bad_in_a_row: int = setting(50, "So many bad samples in a row stop the run.")
+    max_bad_samples: int | None = setting(10_000, "So many bad samples in all stop the run.")
+    max_bad_fraction: float = setting(0.1, "A larger share of bad samples stops the run.")
+
+
+@dataclass
+class VlpTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with what its Trainer does not know."""
+
+    group_learning_rates: dict | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rates of groups of parameters (vision, language, fusion); the others take learning_rate."
+        },
+    )
+    layer_decay: float = setting(1.0, "Factor on the learning rate for each layer below the top (1: off).")
+    shuffle_block: int = setting(1000, "Streams are shuffled in blocks of so many records (0: not at all).")
+
+    def __post_init__(self):
+        # Collators read the columns of the records, and Trainer would remove those that forward does not name.
+        self.remove_unused_columns = False
+        if self.data_seed is None:
+            self.data_seed = self.seed
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # torch warns at every data loader otherwise
+        super().__post_init__()
+
+
+@dataclass
+class PeftArguments:
+    """Low-rank adapters (LoRA) instead of full training."""
+
+    preset: str = setting("attention", "Modules that get adapters: a name in the model's lora_presets.")
+    target_modules: str | None = setting(None, "A regular expression over full module names, in place of a preset.")
+    r: int = setting(8, "Rank.")
+    alpha: float = setting(16.0, "Scale: the update is multiplied by alpha / r.")
+    dropout: float = setting(0.0, "Dropout on the input of the adapters.")
+    bias: Literal["none", "all", "lora_only"] = setting("none", "Which biases train.")
+    use_rslora: bool = setting(False, "Scale by alpha / sqrt(r).")
+    use_dora: bool = setting(False, "Decompose into magnitude and direction (DoRA).")
+    modules_to_save: list[str] = field(
+        default_factory=list, metadata={"help": "Modules that train in full beside the adapters."}
+    )
+    merge: bool = setting(True, "Save the merged model as the repository; the adapters go to its folder adapter/.")
+
+
+@dataclass
+class SelfCriticalArguments:
+    """Self-critical sequence training: CIDEr-D of sampled captions against a baseline."""
+
+    num_samples: int = setting(5, "Captions sampled for each picture.")
+    baseline: Literal["greedy", "mean_of_others"] = setting("greedy", "What a sample must beat.")
+    max_new_tokens: int = setting(20, "Tokens of a caption at most, end included.")
+    temperature: float = setting(1.0, "Of the sampling; the loss uses the same distribution.")
+    document_frequencies: str | None = setting(
+        None, "JSON file of document frequencies; default: counted over the training references."
+    )
+
+    def __post_init__(self):
+        if self.num_samples < 1 or (self.baseline == "mean_of_others" and self.num_samples < 2):
+            raise ValueError(
+                f"self_critical.num_samples={self.num_samples} is too few: at least 1, with baseline mean_of_others 2."
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"self_critical.temperature={self.temperature} must be positive.")
+
+
+@dataclass
+class EvaluationArguments:
+    """What is measured during training and at its end."""
+
+    metrics: list[str] = field(
+        default_factory=lambda: ["cider_d", "bleu", "exact_match"],
+        metadata={"help": "Metrics of the captions: names of hf_vlp.metrics.captioning.CAPTION_METRICS."},
+    )
+    generation: dict = field(
+        default_factory=lambda: {"max_new_tokens": 20},
+        metadata={"help": "Options of generate, such as num_beams, length_penalty."},
+    )
+    batch_size: int = setting(32, "Pictures that are captioned together.")
+    split: str | None = setting("validation", "Split for the evaluations during training; null for none.")
+    max_records: int | None = setting(1000, "Records of that split whose loss is measured during training.")
+    num_samples: int = setting(200, "Records of that split that are captioned at each evaluation; 0 for none.")
+    final_splits: list[str] = field(
+        default_factory=lambda: ["validation"],
+        metadata={"help": "Splits that are captioned after training; an empty list for none."},
+    )
+    final_max_records: int | None = setting(None, "Records of each of these splits at most.")
+    shuffled_pictures: bool = setting(True, "Score the same captions against the references of other pictures too.")
+    constant_candidates: int = setting(
+        200, "Training captions among which the best constant caption is searched; 0 for no such baseline."
+    )
+
+
+OBJECTIVES = ("model_loss", "self_critical")
+TASKS = ("captioning",)
+
+
+@dataclass
+class RunArguments:
+    """All settings of a run; `stages()` gives them stage by stage."""
+
+    model: ModelArguments
+    data: DataArguments
+    batches: BatchArguments
+    training: VlpTrainingArguments
+    peft: PeftArguments | None
+    self_critical: SelfCriticalArguments
+    evaluation: EvaluationArguments
+    task: str = setting("captioning", "What the model learns to do; it chooses collator and metrics.")
+    objective: str = setting("model_loss", "model_loss: the model's own (cross-entropy); self_critical: SCST.")
+    stage: str | None = setting(None, "Name of the stage that these settings are for.")
+    all_stages: list["RunArguments"] = field(default_factory=list, metadata={"help": "Settings of each stage."})
+    settings: dict = field(
+        default_factory=dict, metadata={"help": "What YAML and flags said, as `parse_arguments` reads it again."}
+    )
+
+    def stages(self) -> list["RunArguments"]:
+        """The settings of each stage in order; the run itself when the YAML has no `stages`."""
+        return self.all_stages or [self]
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelArguments,
+    "data": DataArguments,
+    "batches": BatchArguments,
+    "training": VlpTrainingArguments,
+    "peft": PeftArguments,
+    "self_critical": SelfCriticalArguments,
+    "evaluation": EvaluationArguments,
+}
+_TOP_LEVEL = ("task", "objective", "stages")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, as in YAML 1.2 (PyYAML demands 1.0e-4), and a key may stand only once."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$|^[-+]?(\d[\d_]*)\.\d*$|^[-+]?\.\d+([eE][-+]?\d+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(path: str | os.PathLike) -> dict:
+    """The content of a YAML file as a dict; ValueError tells what is wrong and where."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no settings file {path}.")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # derived from SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold sections ({', '.join(SECTIONS)}), not {type(content).__name__}.")
+    return content
+
+
+def parse_arguments(
+    yaml_file: str | os.PathLike | dict | None = None, flags: Sequence[str] | dict[str, Any] = ()
+) -> RunArguments:
+    """The settings of a run from a YAML file and flags.
+
+    Args:
+        yaml_file: path of the YAML, or its content as a dict; `None` takes the defaults.
+        flags: what follows on the command line (`["--learning_rate", "1e-4"]`), or a dict with the same keys. They
+            win over the YAML, and over what its stages say.
+
+    Raises ValueError for unknown keys (naming the nearest valid one), ambiguous flags, values of the wrong type, and
+    settings that contradict one another.
+    """
+    if isinstance(yaml_file, dict):
+        content = yaml_file
+    else:
+        content = {} if yaml_file is None else read_yaml(yaml_file)
+    settings = _check_keys(content)
+    overrides = _parse_flags(flags)
+    stages = settings.pop("stages", None) or []
+    if not stages:
+        return _build(_merge(settings, overrides))
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) and stage.get("name") for stage in stages):
+        raise ValueError("stages must be a list of dictionaries, each with a `name` and the settings that differ.")
+    names = [stage["name"] for stage in stages]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Stages need different names, not {names}.")
+    run = _build(_merge(settings, overrides))
+    run.settings = {**run.settings, "stages": stages}
+    for stage in stages:
+        differences = _check_keys({key: value for key, value in stage.items() if key != "name"}, stage["name"])
+        if "stages" in differences:
+            raise ValueError(f"Stage {stage['name']!r} holds stages itself.")
+        own = _merge(_merge(settings, differences), overrides)
+        own.setdefault("training", {})["output_dir"] = str(Path(run.training.output_dir) / stage["name"])
+        run.all_stages.append(_build(own, stage["name"]))
+    return run
+
+
+def _field_names(section: str) -> list[str]:
+    return [entry.name for entry in dataclasses.fields(SECTIONS[section]) if entry.init]
+
+
+def _suggest(key: str, valid: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else f"Valid are {', '.join(sorted(valid))}."
+
+
+def _unknown(section: str, key: str, prefix: str = "") -> ValueError:
+    if section == "training" and key in RENAMED_TRAINING_ARGUMENTS:
+        return ValueError(
+            f"{prefix}training.{key} is no longer an argument of transformers' Trainer; write "
+            f"{RENAMED_TRAINING_ARGUMENTS[key]}."
+        )
+    homes = [other for other in SECTIONS if key in _field_names(other)]
+    if homes:
+        return ValueError(f"{prefix}Unknown key {section}.{key}; it belongs to the section {homes[0]!r}.")
+    return ValueError(f"{prefix}Unknown key {section}.{key}. {_suggest(key, _field_names(section))}")
+
+
+def _check_keys(content: dict, stage: str | None = None) -> dict:
+    """The content with every key known; sections that are empty in the YAML (None) become empty dicts."""
+    prefix = f"Stage {stage!r}: " if stage else ""
+    checked: dict[str, Any] = {}
+    for section, values in content.items():
+        if section not in SECTIONS and section not in _TOP_LEVEL:
+            homes = [other for other in SECTIONS if section in _field_names(other)]
+            hint = (
+                f"It belongs to the section {homes[0]!r}."
+                if homes
+                else _suggest(str(section), [*SECTIONS, *_TOP_LEVEL])
+            )
+            raise ValueError(f"{prefix}Unknown section {section!r}. {hint}")
+        if section in _TOP_LEVEL:
+            checked[section] = values
+            continue
+        if values is None and section == "peft":
+            checked[section] = None
+            continue
+        values = {} if values is None else values
+        if not isinstance(values, dict):
+            raise ValueError(f"{prefix}The section {section!r} must hold keys and values, not {values!r}.")
+        for key in values:
+            if key not in _field_names(section) or (section == "training" and key in RENAMED_TRAINING_ARGUMENTS):
+                raise _unknown(section, key, prefix)
+        checked[section] = dict(values)
+    return checked
+
+
+def _parse_flags(flags: Sequence[str] | dict[str, Any]) -> dict:
+    """Flags as {section: {key: value}}."""
+    parsed: dict[str, Any] = {}
+    if isinstance(flags, dict):
+        pairs = list(flags.items())
+    else:
+        pairs, values = [], None
+        for word in flags:
+            if re.match(r"--[A-Za-z_]", word):
+                name, has_value, value = word[2:].partition("=")
+                values = [value] if has_value else []
+                pairs.append((name, values))
+            elif values is None:
+                raise ValueError(f"Unexpected argument {word!r}: settings are given as --key value.")
+            else:
+                values.append(word)
+        pairs = [(name, _read_values(words)) for name, words in pairs]
+    for name, value in pairs:
+        section, keys, value = _find_flag(name.replace("-", "_"), value)
+        if section is None:
+            parsed[keys[0]] = value
+            continue
+        target = parsed.setdefault(section, {})
+        for key in keys[:-1]:
+            target = target.setdefault(key, {})
+        target[keys[-1]] = value
+    return parsed
+
+
+def _read_values(words: list[str]) -> Any:
+    """`--flag` is true, `--flag a` a value as in YAML, `--flag a b` a list."""
+    if not words:
+        return True
+    values = [yaml.load(word, Loader=_Loader) for word in words]
+    return values[0] if len(values) == 1 else values
+
+
+def _find_flag(name: str, value: Any) -> tuple[str | None, list[str], Any]:
+    """(section, keys, value) of a flag; `--no_x` is `x` false."""
+    first, *rest = name.split(".")
+    if first in _TOP_LEVEL and first != "stages" and not rest:
+        return None, [first], value
+    if first in SECTIONS and rest:
+        fields = _field_names(first)
+        if rest[0] in fields and not (first == "training" and rest[0] in RENAMED_TRAINING_ARGUMENTS):
+            return first, rest, value
+        raise _unknown(first, rest[0], "--")
+    homes = [section for section in SECTIONS if first in _field_names(section)]
+    if not homes and first.startswith("no_"):
+        homes = [section for section in SECTIONS if first[3:] in _field_names(section)]
+        if homes and value is True:
+            first, value = first[3:], False
+    if first in RENAMED_TRAINING_ARGUMENTS:
+        raise _unknown("training", first, "--")
+    if not homes:
+        raise ValueError(
+            f"Unknown flag --{name}. {_suggest(first, [key for s in SECTIONS for key in _field_names(s)])}"
+        )
+    if len(homes) > 1:
+        choices = " or ".join(f"--{section}.{first}" for section in homes)
+        raise ValueError(f"--{first} is a key of several sections: write {choices}.")
+    return homes[0], [first, *rest], value
+
+
+def _merge(settings: dict, overrides: dict) -> dict:
+    """A copy of `settings` in which `overrides` win; dictionaries are merged level by level."""
+    merged = {key: _merge(value, {}) if isinstance(value, dict) else value for key, value in settings.items()}
+    for key, value in overrides.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        if both:
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = _merge(value, {}) if isinstance(value, dict) else value
+    return merged
+
+
+def _build(settings: dict, stage: str | None = None) -> RunArguments:
+    """Dataclasses from checked keys."""
+    parts: dict[str, Any] = {"stage": stage, "settings": settings}
+    for name, allowed in (("task", TASKS), ("objective", OBJECTIVES)):
+        if name in settings:
+            if settings[name] not in allowed:
+                raise ValueError(f"{name}={settings[name]!r} is not one of {', '.join(allowed)}.")
+            parts[name] = settings[name]
+    for section, dataclass_type in SECTIONS.items():
+        values = settings.get(section, None if section == "peft" else {})
+        if values is None:
+            parts[section] = None
+            continue
+        hints = typing.get_type_hints(dataclass_type)
+        typed = {key: coerce(value, hints[key], f"{section}.{key}") for key, value in values.items()}
+        parts[section] = HfArgumentParser(dataclass_type).parse_dict(typed)[0]
+    run = RunArguments(**parts)
+    _check_run(run)
+    return run
+
+
+def _check_run(run: RunArguments):
+    if run.objective == "self_critical" and run.batches.captions_per_image != 1:
+        raise ValueError("The self-critical objective draws its own captions: leave batches.captions_per_image at 1.")
+    if run.peft is not None and run.model.freeze:
+        raise ValueError("peft freezes the whole model: leave model.freeze empty.")
+    if run.peft is not None and not run.peft.merge and run.model.model_name_or_path is None:
+        raise ValueError("peft.merge: false saves adapters for an existing checkpoint: set model.model_name_or_path.")
+    if run.evaluation.split is None and run.training.eval_strategy != "no":
+        raise ValueError("evaluation.split is null: set training.eval_strategy to 'no'.")
+    best = run.training.metric_for_best_model
+    needs_captions = best is not None and best.removeprefix("eval_").split("_")[0] != "loss"
+    if needs_captions and run.evaluation.num_samples == 0:
+        raise ValueError(
+            f"metric_for_best_model={best} is measured on captions: evaluation.num_samples must not be 0."
+        )
+
+
+def coerce(value: Any, hint: Any, name: str) -> Any:
+    """`value` as the type of a field, or ValueError: an int where a float is due, one value where a list is due."""
+    try:
+        return _coerce(value, hint)
+    except TypeError:
+        wanted = getattr(hint, "__name__", None) if inspect.isclass(hint) else str(hint).replace("typing.", "")
+        raise ValueError(f"{name} must be {wanted}, not {value!r} ({type(value).__name__}).") from None
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        for choice in arguments:
+            # Exact types first: bool is an int, and an int may stand for a float.
+            if inspect.isclass(choice) and type(value) is choice:
+                return value
+        for choice in arguments:
+            try:
+                return _coerce(value, choice)
+            except TypeError:
+                continue
+        raise TypeError
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise TypeError
+    if hint is None or hint is type(None):
+        if value is None:
+            return None
+        raise TypeError
+    if origin in (list, tuple, Sequence) or hint in (list, tuple):
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            value = [value]
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        return [_coerce(item, arguments[0]) if arguments else item for item in value]
+    if origin is dict or hint is dict:
+        if isinstance(value, dict):
+            return value
+        raise TypeError
+    if inspect.isclass(hint) and issubclass(hint, enum.Enum):
+        if isinstance(value, str | hint):
+            return value
+        raise TypeError
+    if hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        raise TypeError
+    if hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise TypeError
+    if hint is str:
+        # YAML reads an unquoted `no` as false, and strategies of Trainer are called "no"; a checkpoint to resume from
+        # is a folder or true.
+        if isinstance(value, bool):
+            return "true" if value else "no"
+        if isinstance(value, str | os.PathLike):
+            return str(value)
+        raise TypeError
+    if inspect.isclass(hint) and not isinstance(value, hint):
+        raise TypeError
+    return value
+
+
+def describe_arguments(section: str | None = None) -> str:
+    """The settings of one or all sections with defaults and help, for `--help`; without those of transformers."""
+    lines = []
+    for name, dataclass_type in SECTIONS.items():
+        if section is not None and name != section:
+            continue
+        lines.append(f"{name}:  {inspect.getdoc(dataclass_type).splitlines()[0]}")
+        inherited = {entry.name for entry in dataclasses.fields(TrainingArguments)} if name == "training" else set()
+        for entry in dataclasses.fields(dataclass_type):
+            if not entry.init or entry.name in inherited:
+                continue
+            if entry.default is not dataclasses.MISSING:
+                default = entry.default
+            else:
+                default = entry.default_factory() if entry.default_factory is not dataclasses.MISSING else "required"
+            lines.append(f"  {entry.name} (default {default!r}): {entry.metadata.get('help', '')}")
+        if inherited:
+            lines.append("  and every argument of transformers.TrainingArguments")
+    return "\n".join(lines)
+
+
+__all__ = [
+    "BatchArguments",
+    "EvaluationArguments",
+    "ModelArguments",
+    "PeftArguments",
+    "RunArguments",
+    "SelfCriticalArguments",
+    "VlpTrainingArguments",
+    "coerce",
+    "describe_arguments",
+    "parse_arguments",
+    "read_yaml",
+]

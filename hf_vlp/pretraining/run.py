@@ -1,0 +1,300 @@
+"""A training run from one YAML: parse, build, train, evaluate, save."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+from transformers import set_seed
+from transformers.utils import logging
+
+from hf_vlp.adapters import apply_lora, merge_lora, save_adapter
+from hf_vlp.data.sources import load_records
+from hf_vlp.evaluation import evaluate_captioning
+from hf_vlp.hub.cards import Evaluation, make_card
+from hf_vlp.hub.export import save_repository
+from hf_vlp.metrics.captioning import CiderDScorer, DocumentFrequencies, build_document_frequencies
+from hf_vlp.pretraining.arguments import RunArguments, parse_arguments
+from hf_vlp.pretraining.build import (
+    build_model_and_processor,
+    first_records,
+    freeze_towers,
+    iterate_captions,
+    iterate_references,
+    make_collator,
+)
+from hf_vlp.pretraining.callbacks import CaptioningCallback, JsonLinesCallback, ParameterTableCallback
+from hf_vlp.pretraining.self_critical import SelfCriticalCollator, SelfCriticalTrainer
+from hf_vlp.pretraining.trainer import VlpTrainer, get_last_checkpoint
+
+logger = logging.get_logger(__name__)
+
+METRICS_NAME = "metrics.json"
+SETTINGS_NAME = "run.yaml"
+
+
+def train(
+    arguments: RunArguments | str | os.PathLike | dict,
+    flags: Sequence[str] | dict[str, Any] = (),
+    *,
+    show: Callable[[str], None] = logger.info,
+) -> dict[str, Any]:
+    """Train, evaluate and save as the settings say, stage after stage.
+
+    Args:
+        arguments: parsed settings, or the YAML (a path or its content) that they are parsed from, with `flags`.
+        show: takes tables and summaries as text; the command line passes `print`.
+
+    Writes to `training.output_dir`: `checkpoint-N` during training, at the end a complete repository (weights, code,
+    processor, card), `metrics.json`, the settings as `run.yaml`, the history as `log.jsonl`, and `predictions/`. Each
+    of several stages has a folder of its own below; the last one's model is also the repository of the whole run.
+
+    `training.resume_from_checkpoint: true` passes over finished stages and goes on from the last complete checkpoint
+    of the current one, or from the beginning where there is none. Works under `accelerate launch`.
+
+    Returns the metrics of the last stage; those of earlier ones are in it under `stages`.
+    """
+    run = arguments if isinstance(arguments, RunArguments) else parse_arguments(arguments, flags)
+    model = processor = None
+    results: dict[str, dict] = {}
+    for stage in run.stages():
+        finished = load_finished_stage(stage)
+        if finished is not None:
+            show(f"Stage {stage.stage}: finished before, taken from {stage.training.output_dir}.")
+            stage.model = dataclasses.replace(
+                stage.model,
+                model_name_or_path=stage.training.output_dir,
+                vision_model_name_or_path=None,
+                text_model_name_or_path=None,
+                config={},
+            )
+            model, processor = build_model_and_processor(stage.model, (), task=stage.task)
+            results[stage.stage] = finished
+            continue
+        if stage.stage:
+            show(f"Stage {stage.stage}: {stage.objective}.")
+        model, processor, metrics = train_stage(stage, model, processor, show=show)
+        results[stage.stage or "run"] = metrics
+    last = list(results.values())[-1]
+    if run.all_stages:
+        last = {**last, "stages": dict(list(results.items())[:-1])}
+        save(run, model, processor, last)
+    return last
+
+
+def load_finished_stage(stage: RunArguments) -> dict | None:
+    """The metrics of a stage that an interrupted run had finished; only looked for when the run is resumed."""
+    path = Path(stage.training.output_dir) / METRICS_NAME
+    if stage.stage is None or not _wants_resume(stage) or not path.is_file():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _wants_resume(stage: RunArguments) -> bool:
+    return (stage.training.resume_from_checkpoint or "").lower() in ("true", "auto")
+
+
+def train_stage(stage: RunArguments, model=None, processor=None, *, show: Callable[[str], None] = logger.info):
+    """One stage: build, train, evaluate, save. Returns (model, processor, metrics)."""
+    set_seed(stage.training.seed)
+    records = load_records(stage.data, "train")
+    if model is None:
+        model, processor = build_model_and_processor(stage.model, iterate_captions(records), task=stage.task)
+    freeze_towers(model, stage.model.freeze)
+    if stage.peft is not None:
+        options = dataclasses.asdict(stage.peft)
+        options.pop("merge")
+        model = apply_lora(model, **options)
+    trainer = make_trainer(stage, model, processor, records, show=show)
+    outcome = trainer.train(resume_from_checkpoint=find_checkpoint(stage, show))
+    if trainer.bad_sample_counts.get("bad"):
+        counts = trainer.bad_sample_counts
+        show(f"Bad samples: {counts['bad']:,} of {counts['seen']:,} were skipped ({counts}).")
+    metrics = {name: value for name, value in outcome.metrics.items() if name != "total_flos"}
+    metrics |= {"train_steps": trainer.state.global_step, "bad_samples": trainer.bad_sample_counts}
+    if trainer.state.best_metric is not None:
+        metrics["best_metric"] = trainer.state.best_metric
+    metrics |= evaluate(stage, trainer.accelerator.unwrap_model(trainer.model), processor, records, show=show)
+    model = save(stage, trainer.accelerator.unwrap_model(trainer.model), processor, metrics)
+    return model, processor, metrics
+
+
+def find_checkpoint(stage: RunArguments, show: Callable[[str], None] = logger.info) -> str | None:
+    """The checkpoint that training goes on from, or `None` for the beginning."""
+    wanted = stage.training.resume_from_checkpoint
+    if wanted in (None, "", "no", "false"):
+        if get_last_checkpoint(stage.training.output_dir):
+            show(
+                f"{stage.training.output_dir} holds checkpoints of an earlier run; this one starts from the beginning."
+            )
+        return None
+    if not _wants_resume(stage):
+        return wanted
+    checkpoint = get_last_checkpoint(stage.training.output_dir)
+    show(f"Resuming from {checkpoint}." if checkpoint else "No complete checkpoint: starting from the beginning.")
+    return str(checkpoint) if checkpoint else None
+
+
+def make_trainer(stage: RunArguments, model, processor, records, *, show=logger.info) -> VlpTrainer:
+    """The trainer of a stage with its collators and callbacks."""
+    training, evaluation = stage.training, stage.evaluation
+    callbacks = [ParameterTableCallback(show), JsonLinesCallback(Path(training.output_dir) / "log.jsonl")]
+    eval_records = captioning = None
+    if str(training.eval_strategy) not in ("no", "IntervalStrategy.NO"):
+        eval_split = load_records(stage.data, evaluation.split)
+        eval_records = first_records(eval_split, evaluation.max_records)
+        if evaluation.num_samples > 0:
+            captioning = CaptioningCallback(
+                processor,
+                first_records(eval_records, evaluation.num_samples),
+                metrics=evaluation.metrics,
+                generation=evaluation.generation,
+                batch_size=evaluation.batch_size,
+                predictions_dir=Path(training.output_dir) / "predictions",
+            )
+            callbacks.append(captioning)
+    options = {
+        "model": model,
+        "args": training,
+        "train_dataset": records,
+        "eval_dataset": eval_records,
+        "processing_class": processor,
+        "callbacks": callbacks,
+        "eval_collator": make_collator(stage, processor),
+    }
+    if stage.objective == "self_critical":
+        trainer = SelfCriticalTrainer(
+            data_collator=make_collator(stage, processor, SelfCriticalCollator),
+            scorer=make_scorer(stage, records, end_token=processor.tokenizer.eos_token),
+            settings=stage.self_critical,
+            **options,
+        )
+    else:
+        trainer = VlpTrainer(data_collator=make_collator(stage, processor), **options)
+    if captioning is not None:
+        captioning.trainer = trainer
+    trainer.eval_collator.set_epoch(0)  # the same captions at every evaluation
+    return trainer
+
+
+def make_scorer(stage: RunArguments, records, *, end_token: str) -> CiderDScorer:
+    """CIDEr-D with the document frequencies of a file, or of the training references (kept beside the checkpoints)."""
+    path = stage.self_critical.document_frequencies
+    if path is not None:
+        return CiderDScorer(DocumentFrequencies.load(path), end_token=end_token)
+    path = Path(stage.training.output_dir) / "document_frequencies.json"
+    with PartialState().main_process_first():
+        if PartialState().is_main_process or not path.is_file():
+            frequencies = build_document_frequencies(iterate_references(records), path)
+        else:
+            frequencies = DocumentFrequencies.load(path)
+    return CiderDScorer(frequencies, end_token=end_token)
+
+
+def evaluate(stage: RunArguments, model, processor, records, *, show: Callable[[str], None] = logger.info) -> dict:
+    """The final evaluation: every split of `evaluation.final_splits`, scores named `<split>_<metric>`."""
+    evaluation = stage.evaluation
+    metrics: dict[str, Any] = {}
+    captions = list(iterate_captions(records)) if evaluation.final_splits and evaluation.constant_candidates else None
+    for split in evaluation.final_splits:
+        scores = evaluate_captioning(
+            model,
+            processor,
+            first_records(load_records(stage.data, split), evaluation.final_max_records),
+            metrics=evaluation.metrics,
+            generation=evaluation.generation,
+            batch_size=evaluation.batch_size,
+            shuffled_pictures=evaluation.shuffled_pictures,
+            training_captions=captions,
+            constant_candidates=evaluation.constant_candidates,
+            predictions_path=Path(stage.training.output_dir) / "predictions" / f"{split}.json",
+            seed=stage.training.seed,
+        )
+        show(format_scores(split, scores))
+        metrics |= {f"{split}_{name}": value for name, value in scores.items()}
+    return metrics
+
+
+def format_scores(split: str, scores: dict) -> str:
+    """A table: one line per metric, the model beside the shuffled pictures and the best constant caption."""
+    columns = [("model", "")]
+    columns += [
+        (title, prefix)
+        for title, prefix in (("pictures shuffled", "shuffled_"), ("constant", "constant_"))
+        if any(name.startswith(prefix) and name != "constant_caption" for name in scores)
+    ]
+    counts = ("pictures", "skipped_pictures", "captions_per_second", "constant_candidates", "constant_caption")
+    names = [name for name in scores if name not in counts and not name.startswith(("shuffled_", "constant_"))]
+    width = max(map(len, [split, *names]))
+    lines = [f"{split.ljust(width)}  " + "  ".join(title.rjust(17) for title, _ in columns)]
+    for name in names:
+        cells = (
+            f"{scores[prefix + name]:.4f}".rjust(17) if prefix + name in scores else " " * 17 for _, prefix in columns
+        )
+        lines.append(f"{name.ljust(width)}  " + "  ".join(cells))
+    lines.append(f"{scores['pictures']} pictures, {scores['skipped_pictures']} skipped")
+    if "constant_caption" in scores:
+        lines.append(f"constant: {scores['constant_caption']!r}, best of {scores['constant_candidates']} candidates")
+    return "\n".join(lines)
+
+
+def save(stage: RunArguments, model, processor, metrics: dict):
+    """Write the repository of a stage with its card, metrics and settings. Returns the model, adapters merged."""
+    directory = Path(stage.training.output_dir)
+    state = PartialState()
+    has_adapters = hasattr(model, "merge_and_unload")
+    merge = has_adapters and stage.peft is not None and stage.peft.merge
+    if merge:
+        if state.is_main_process:
+            save_adapter(model, directory / "adapter")
+        model, has_adapters = merge_lora(model), False
+    if state.is_main_process:
+        # metrics.json marks the stage as finished; the repository appears whole or not at all.
+        save_repository(
+            directory,
+            model=model,
+            processor=processor,
+            card=describe(stage, model, metrics),
+            extra_files={METRICS_NAME: metrics, SETTINGS_NAME: yaml.safe_dump(stage.settings, sort_keys=False)},
+        )
+    state.wait_for_everyone()
+    return merge_lora(model) if has_adapters else model
+
+
+def describe(stage: RunArguments, model, metrics: dict):
+    """The model card: what was measured, on what, and how it was trained."""
+    prefixes = ("shuffled_", "constant_")
+    counts = ("pictures", "skipped_pictures", "captions_per_second")
+    generation = ", ".join(f"{name}={value}" for name, value in stage.evaluation.generation.items())
+    evaluations = []
+    for split in stage.evaluation.final_splits:
+        scores = {
+            name.removeprefix(f"{split}_"): value for name, value in metrics.items() if name.startswith(f"{split}_")
+        }
+        own = {name: value for name, value in scores.items() if not name.startswith(prefixes) and name not in counts}
+        shuffled = {name: scores[f"shuffled_{name}"] for name in own if f"shuffled_{name}" in scores}
+        evaluations.append(
+            Evaluation(
+                dataset=stage.data.source,
+                split=split,
+                metrics=own,
+                shuffled=shuffled or None,
+                num_samples=scores["pictures"],
+                protocol=f"generate({generation})",
+            )
+        )
+    parts = (
+        stage.model.model_name_or_path,
+        stage.model.vision_model_name_or_path,
+        stage.model.text_model_name_or_path,
+    )
+    settings = {name: value for name, value in stage.settings.items() if name not in ("stages", "evaluation")}
+    base_models = [part for part in parts if part and not Path(part).exists()]
+    return make_card(model, evaluations=evaluations, training=settings, base_models=base_models)
+
+
+__all__ = ["evaluate", "find_checkpoint", "make_trainer", "save", "train", "train_stage"]
