@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import random
 from collections.abc import Callable
 from typing import Any, Literal
@@ -31,11 +32,12 @@ from PIL import Image
 
 from hf_vlp.data.image_io import DEFAULT_MAX_PIXELS, ImageError, load_image
 
-__all__ = ["BadSampleError", "BadSamplePolicy", "CaptionCollator", "ImageCollator", "record_captions"]
+__all__ = ["BadSampleError", "BadSamplePolicy", "CaptionCollator", "ImageCollator", "record_captions", "record_id"]
 
 logger = logging.getLogger(__name__)
 
 _REASONS = ("image", "captions", "other")
+_ID_COLUMNS = ("image_id", "file_name", "id", "__key__")
 
 
 class BadSampleError(ValueError):
@@ -163,12 +165,20 @@ def record_captions(record: dict[str, Any]) -> list[str]:
     return captions
 
 
+def record_id(record: dict[str, Any]) -> Any:
+    """What identifies a record: `image_id`, `file_name`, `id`, `__key__`, else the path of its picture, else None."""
+    for column in _ID_COLUMNS:
+        if record.get(column) is not None:
+            return record[column]
+    image = record.get("image")
+    path = image.get("path") if isinstance(image, dict) else image
+    return os.fspath(path) if isinstance(path, str | os.PathLike) else None
+
+
 def _name(record: dict[str, Any]) -> str:
     """How messages call a record."""
-    for column in ("image_id", "file_name", "id", "__key__"):
-        if record.get(column) is not None:
-            return f"the record with {column} {record[column]!r}"
-    return "a record"
+    identity = record_id(record)
+    return "a record" if identity is None else f"the record {identity!r}"
 
 
 class _Collator:
@@ -299,7 +309,8 @@ class CaptionCollator(_Collator):
         # The content is the one name of a record that survives shuffling, sharding, workers and streaming. Two records
         # of equal content draw alike, which does no harm.
         digest = hashlib.blake2b(digest_size=8)
-        for part in (self.seed, int(self._epoch), _name(record), *texts):
+        names = [record.get(column) for column in _ID_COLUMNS]  # no path: it differs between machines
+        for part in (self.seed, int(self._epoch), *names, *texts):
             digest.update(repr(part).encode("utf-8", "surrogatepass") + b"\0")
         return random.Random(int.from_bytes(digest.digest(), "big"))
 
@@ -322,10 +333,10 @@ class ImageCollator(_Collator):
     """Batches for generation and evaluation.
 
     Returns `pixel_values` (images, 3, H, W) and two lists of the same length: `ids`, the value of `id_column`
-    (by default the first of `image_id`, `file_name`, `id`, `__key__` that the record has, otherwise `None`), and
-    `references`, the usable captions of each record (an empty list when it has none: pictures without captions can
-    still be captioned). Bad pictures are dropped with their ids and references; when all are bad the lists are empty
-    and `pixel_values` has no rows, so check `len(batch["ids"])` before running the model.
+    (by default what `record_id` finds), and `references`, the usable captions of each record (an empty list when it
+    has none: pictures without captions can still be captioned). Bad pictures are dropped with their ids and
+    references; when all are bad the lists are empty and `pixel_values` has no rows, so check `len(batch["ids"])`
+    before running the model.
     """
 
     def __init__(
@@ -361,11 +372,4 @@ class ImageCollator(_Collator):
             if self.id_column not in record:
                 raise ValueError(f"The record has no id column {self.id_column!r}, only {sorted(record)}.")
             return record[self.id_column]
-        return next(
-            (
-                record[column]
-                for column in ("image_id", "file_name", "id", "__key__")
-                if record.get(column) is not None
-            ),
-            None,
-        )
+        return record_id(record)

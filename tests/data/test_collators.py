@@ -260,7 +260,7 @@ def test_bad_samples_leave_the_batch_and_nothing_takes_their_place(processor, ca
     assert texts_of(processor, batch) == records[0]["captions"] + records[2]["captions"]
     assert policy.counts == {"seen": 4, "bad": 2, "image": 1, "captions": 1, "other": 0}
     assert policy.report() == "2 of 4 samples were bad and skipped (50.00 %): 1 image, 1 captions."
-    assert "image_id 99" in caplog.text
+    assert "the record 99" in caplog.text
     assert "not an image" in caplog.text
 
 
@@ -378,6 +378,7 @@ def test_image_collator_accepts_pictures_without_captions_and_a_chosen_id(proces
     assert batch["ids"] == ["a", "b"]
     assert batch["references"] == [[], []]
     assert ImageCollator(processor)(records)["ids"] == [None, None]
+    assert ImageCollator(processor)([{"image": {"bytes": picture(), "path": "a.png"}}])["ids"] == ["a.png"]
     with pytest.raises(ValueError, match=r"no id column 'key', only \['image', 'name'\]"):
         ImageCollator(processor, id_column="key")(records)
 

@@ -1,0 +1,821 @@
+"""Where records come from: one description of a data set, one function that opens it.
+
+`load_records(DataArguments(source=...), "train")` opens any of the kinds below, whole or streaming, and gives records
+with the same columns: `image`, not decoded (bytes or a path, so that the collator decodes, counts and drops bad
+pictures), `captions`, a list of strings, and whatever else the data holds, under its own name.
+
+=============== ============================================================ ======================================
+kind            recognised by                                                notes
+=============== ============================================================ ======================================
+`scenes`        the word `scenes`                                            drawn on the spot, no download
+`parquet`       files `*.parquet`, or a folder of them
+`jsonl`         files `*.jsonl` or `*.json` (a list of objects), or a folder paths are relative to the file
+`csv`           files `*.csv`, `*.tsv`, or a folder of them                  likewise
+`imagefolder`   a folder with `metadata.jsonl`, `.csv` or `.parquet`         as in `datasets`
+`webdataset`    files `*.tar`, or a folder of them                           members `key.jpg`, `key.txt`, `key.json`
+`disk`          a folder written by `Dataset.save_to_disk`
+`karpathy`      `dataset_coco.json`, `dataset_flickr30k.json`                `image_root` holds the pictures
+`coco`          `captions_val2014.json` and the like                         `image_root` holds the pictures
+`visual_genome` `region_descriptions.json`                                   `image_root` holds the pictures
+`hub`           anything else: the name of a data set on the Hub
+=============== ============================================================ ======================================
+
+File names may hold `*`, `**`, `?` and braces: `shards/{00000..00099}.tar`, `{train,extra}.parquet`.
+
+Which files belong to which split is read from their names (`train-00000-of-00002.parquet`, `val.jsonl`,
+`train/0001.tar`; `val`, `valid`, `dev` mean validation); files whose names say nothing are all of `train`. Or say it:
+`train_files`, `validation_files`, `test_files`.
+
+A stream comes in the order of its files and can be resumed exactly (`state_dict`, `load_state_dict` of
+`datasets.IterableDataset`); shuffling it is the trainer's work (`training.shuffle_block`), because the shuffle buffer
+of `datasets` loses its content at a resume.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["KINDS", "DataArguments", "load_records"]
+
+logger = logging.getLogger(__name__)
+
+KINDS = (
+    "auto",
+    "scenes",
+    "parquet",
+    "jsonl",
+    "csv",
+    "imagefolder",
+    "webdataset",
+    "disk",
+    "karpathy",
+    "coco",
+    "visual_genome",
+    "hub",
+)
+
+_EXTENSIONS = {
+    "parquet": (".parquet",),
+    "jsonl": (".jsonl", ".ndjson", ".json"),
+    "csv": (".csv", ".tsv"),
+    "webdataset": (".tar", ".tar.gz", ".tgz"),
+}
+_IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+_SYNONYMS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+# Names tried in this order when a column is not given.
+_IMAGE_COLUMNS = (
+    *("image", "img", "jpg", "jpeg", "png", "webp", "picture"),
+    *("image_path", "file_name", "filepath", "path", "image_url", "url"),
+)
+_CAPTION_COLUMNS = (
+    *("captions", "caption", "text", "texts", "sentences", "sentence", "txt"),
+    *("descriptions", "description", "alt_text", "json"),
+)
+_NESTED_KEYS = ("captions", "caption", "raw", "text")
+
+
+@dataclass
+class DataArguments:
+    """Which data, and which of their columns hold pictures and captions."""
+
+    source: str = field(
+        default="scenes", metadata={"help": "scenes, a file, folder or pattern of files, or a data set on the Hub."}
+    )
+    kind: str = field(default="auto", metadata={"help": f"How to read the source: {', '.join(KINDS)}."})
+    train_files: list[str] | None = field(
+        default=None, metadata={"help": "Files (or patterns) of the training split; replaces source for it."}
+    )
+    validation_files: list[str] | None = field(
+        default=None, metadata={"help": "Files (or patterns) of the validation split."}
+    )
+    test_files: list[str] | None = field(default=None, metadata={"help": "Files (or patterns) of the test split."})
+    train_split: str = field(default="train", metadata={"help": "What the data call their training split."})
+    validation_split: str = field(
+        default="validation", metadata={"help": "What the data call their validation split."}
+    )
+    test_split: str = field(default="test", metadata={"help": "What the data call their test split."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration (subset) of a data set on the Hub."}
+    )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a data set on the Hub."}
+    )
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column with the pictures (bytes, paths or addresses); default: found."}
+    )
+    caption_columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Columns with captions; dots reach into objects: json.caption, sentences.raw. Default: found."
+        },
+    )
+    image_root: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that relative picture paths start from; default: the folder of the file that names them."
+        },
+    )
+    exclude_ids: str | None = field(
+        default=None,
+        metadata={
+            "help": "File with ids (image_id or file_name) of pictures to leave out, one a line or a JSON list."
+        },
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read record by record, instead of preparing the whole data set first."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Records of the training split at most."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Records of every other split at most."})
+    dataset_cache: str | None = field(
+        default=None, metadata={"help": "Folder for prepared data; default: the cache of the datasets library."}
+    )
+    num_scenes: int = field(default=4000, metadata={"help": "scenes: pictures of the training split."})
+    num_eval_scenes: int = field(default=400, metadata={"help": "scenes: pictures of every other split."})
+    scene_size: int = field(default=64, metadata={"help": "scenes: width and height in pixels."})
+    scene_objects: list[int] = field(
+        default_factory=lambda: [2], metadata={"help": "scenes: objects in a picture, or fewest and most."}
+    )
+    scene_language: str = field(default="en", metadata={"help": "scenes: language of the captions, en or zh."})
+    scene_seed: int = field(default=0, metadata={"help": "scenes: seed of the pictures."})
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}.")
+        if not isinstance(self.source, str | os.PathLike) or not str(self.source):
+            raise ValueError(f"source must be 'scenes', a path, a pattern or a name on the Hub, not {self.source!r}.")
+        self.source = os.fspath(self.source)
+        for name in ("train_files", "validation_files", "test_files", "caption_columns", "scene_objects"):
+            value = getattr(self, name)
+            if isinstance(value, str | int):  # one entry need not be written as a list
+                setattr(self, name, [value])
+            elif value is not None and not value:
+                raise ValueError(f"{name} must not be an empty list; leave it out instead.")
+        if len(self.scene_objects) > 2:
+            raise ValueError(f"scene_objects must be a number, or fewest and most, not {self.scene_objects}.")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name.startswith(("max_", "num_")) and value is not None and value < 1:
+                raise ValueError(f"{entry.name} must be at least 1, not {value}.")
+
+
+def load_records(
+    arguments: DataArguments, split: str = "train", streaming: bool | None = None
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Open one split of the data set that `arguments` describe.
+
+    Args:
+        split: `"train"`, `"validation"`, `"test"` (the names the data use for these are in the arguments), or any
+            other split by the name that the data have for it.
+        streaming: overrides `arguments.streaming`.
+
+    Returns a `datasets.Dataset`, or a `datasets.IterableDataset` when streaming, with the columns `image` (undecoded)
+    and `captions` (list of strings) and the others of the data.
+
+    Raises ValueError when there is no such file, folder, split or column, when a folder holds no data, and when no
+    record has a caption; the message says what there is and what to set. In a stream, records without captions are
+    found, counted and limited by the collator.
+    """
+    streaming = arguments.streaming if streaming is None else streaming
+    if not isinstance(split, str) or not split:
+        raise ValueError(f"split must be a name such as 'train', not {split!r}.")
+    opener = _Opener(arguments, split, streaming)
+    dataset = opener.open()
+    if not streaming:
+        # before the columns are mapped: nothing is computed for records that are not used
+        dataset = _limit(dataset, arguments, split) if arguments.exclude_ids is None else dataset
+        _require_records(dataset, arguments, split)
+    dataset = _unify(dataset, arguments, streaming, opener.folder)
+    if arguments.exclude_ids is not None:
+        dataset = _exclude(dataset, Path(arguments.exclude_ids), streaming)
+        dataset = _limit(dataset, arguments, split) if not streaming else dataset
+    if streaming:
+        return _limit(dataset, arguments, split)
+    _require_records(dataset, arguments, split)
+    _require_captions(dataset, arguments)
+    _require_pictures(dataset)
+    return dataset
+
+
+def _limit(dataset, arguments: DataArguments, split: str):
+    number = arguments.max_train_samples if split == "train" else arguments.max_eval_samples
+    if number is None:
+        return dataset
+    return dataset.select(range(min(number, len(dataset)))) if hasattr(dataset, "select") else dataset.take(number)
+
+
+def _require_records(dataset, arguments: DataArguments, split: str):
+    if len(dataset) == 0:
+        raise ValueError(
+            f"The split {split!r} of {arguments.source!r} holds no records. Check the files"
+            f"{' and ' + arguments.exclude_ids if arguments.exclude_ids else ''}."
+        )
+
+
+def _require_captions(dataset, arguments: DataArguments):
+    start = 0
+    while start < len(dataset):  # ends at the first caption, thus nearly always in the first piece
+        piece = dataset[start : start + 1000]["captions"]
+        if any(text is not None and text.strip() for captions in piece for text in captions or []):
+            return
+        start += 1000
+    raise ValueError(
+        f"All captions of the {len(dataset):,} records are empty. "
+        f"{'Check' if arguments.caption_columns else 'Set caption_columns, or check'} the column: the data have "
+        f"{', '.join(dataset.column_names)}."
+    )
+
+
+def _require_pictures(dataset):
+    """A wrong root is found here, not after the first fifty bad samples."""
+    cells = dataset[:10]["image"]
+    paths = [cell["path"] for cell in cells if cell and cell["bytes"] is None and cell["path"]]
+    if len(paths) == len(cells) and not any(_has_scheme(path) or os.path.exists(path) for path in paths):
+        raise ValueError(
+            f"None of the first {len(paths)} pictures exists, the first one is {paths[0]!r}. Set image_root to the "
+            "folder that the paths start from."
+        )
+
+
+# Opening
+
+
+class _Opener:
+    """Finds kind, files and split of one data set and opens it; columns are as the data have them."""
+
+    def __init__(self, arguments: DataArguments, split: str, streaming: bool):
+        self.arguments = arguments
+        self.split = split
+        self.streaming = streaming
+        self.folder: str | None = None  # the one folder of the files, where relative paths of pictures start
+        self.split_name = {
+            "train": arguments.train_split,
+            "validation": arguments.validation_split,
+            "test": arguments.test_split,
+        }.get(split, split)
+
+    def open(self):
+        explicit = getattr(self.arguments, f"{self.split}_files", None)
+        if explicit:
+            files = _expand(explicit)
+            return self._open_files(self._kind_of(files), files)
+        kind = self._kind()
+        if kind in ("scenes", "hub", "disk", "imagefolder"):
+            return getattr(self, f"_open_{kind}")()
+        found = _expand([self.arguments.source], kind)
+        if kind == "karpathy" and len(found) == 1:  # one file with all splits
+            return self._open_annotations(kind, found)
+        return self._open_files(kind, _files_of_split(found, self.split_name, self.arguments.source))
+
+    def _kind(self) -> str:
+        arguments = self.arguments
+        source = arguments.source
+        if arguments.kind != "auto":
+            return arguments.kind
+        if source == "scenes":
+            return "scenes"
+        if os.path.isdir(source):
+            return _kind_of_folder(Path(source))
+        if _by_extension(source) is not None:
+            return self._kind_of(_expand([source]))
+        looks_like_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not source.startswith(".")
+        if looks_like_hub and not os.path.exists(source):
+            return "hub"
+        raise ValueError(
+            f"Cannot tell what kind of data {source!r} is: "
+            + ("it is a file of an unknown type" if os.path.exists(source) else "there is no such file or folder")
+            + f" (looked in {os.getcwd()}). Expected 'scenes', a folder, files ending in "
+            f"{', '.join(extension for group in _EXTENSIONS.values() for extension in group)}, or a name on the Hub."
+        )
+
+    def _kind_of(self, files: list[str]) -> str:
+        if self.arguments.kind != "auto":
+            return self.arguments.kind
+        kinds = {_by_extension(file) for file in files}
+        if None in kinds or len(kinds) > 1:
+            raise ValueError(f"Files of one split must be of one known type, found {sorted(files)[:5]}. Set kind.")
+        kind = kinds.pop()
+        if kind == "jsonl" and files[0].endswith(".json") and os.path.isfile(files[0]):
+            from hf_vlp.data.annotations import annotation_layout
+
+            layout = annotation_layout(files[0])
+            return "jsonl" if layout == "json" else layout
+        return kind
+
+    def _open_files(self, kind: str, files: list[str]):
+        if kind in ("karpathy", "coco", "visual_genome"):
+            return self._open_annotations(kind, files)
+        if kind == "hub":
+            return self._open_hub(files)
+        if kind not in _EXTENSIONS:
+            raise ValueError(f"{self.split}_files needs files that can be read one by one, not the kind {kind!r}.")
+        options = {"sep": "\t"} if kind == "csv" and files[0].endswith(".tsv") else {}
+        dataset = self._load({"jsonl": "json"}.get(kind, kind), data_files={"train": files}, split="train", **options)
+        folders = {os.path.dirname(os.path.abspath(file)) for file in files if "://" not in file}
+        self.folder = folders.pop() if len(folders) == 1 else None
+        return dataset
+
+    def _load(self, path: str, **options):
+        import datasets
+        from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+
+        try:
+            return datasets.load_dataset(
+                path, streaming=self.streaming, cache_dir=self.arguments.dataset_cache, **options
+            )
+        except DatasetGenerationError as error:
+            cause = error.__cause__ or error
+            raise ValueError(
+                f"Cannot read {options.get('data_files') or options.get('data_dir') or path}: "
+                f"{type(cause).__name__}: {cause}. Check that the files are complete and of the kind they claim to be."
+            ) from error
+        except (DatasetNotFoundError, DataFilesNotFoundError) as error:
+            raise ValueError(
+                f"{self.arguments.source!r} is no file or folder here (looked in {os.getcwd()}), and cannot be opened "
+                f"on the Hub: {error}"
+            ) from error
+        except ConnectionError as error:
+            raise ValueError(
+                f"{self.arguments.source!r} is no file or folder here (looked in {os.getcwd()}), and the Hub "
+                f"cannot be reached: {error}"
+            ) from error
+
+    def _open_scenes(self):
+        from hf_vlp.data.scenes import make_scenes
+
+        arguments = self.arguments
+        number = arguments.num_scenes if self.split == "train" else arguments.num_eval_scenes
+        objects = arguments.scene_objects
+        dataset = make_scenes(
+            number,
+            self.split_name,
+            seed=arguments.scene_seed,
+            image_size=arguments.scene_size,
+            num_objects=objects[0] if len(objects) == 1 else tuple(objects),
+            language=arguments.scene_language,
+        )
+        return dataset.to_iterable_dataset(num_shards=min(8, number)) if self.streaming else dataset
+
+    def _open_hub(self, files: list[str] | None = None):
+        options = {"data_files": {self.split_name: files}} if files else {}
+        try:
+            return self._load(
+                self.arguments.source,
+                name=self.arguments.dataset_config,
+                revision=self.arguments.dataset_revision,
+                split=self.split_name,
+                **options,
+            )
+        except ValueError as error:
+            if "Unknown split" in str(error):
+                raise ValueError(f"{error} Set {self._split_option()}.") from error
+            raise
+
+    def _open_disk(self):
+        import datasets
+
+        dataset = datasets.load_from_disk(self.arguments.source)
+        dataset = self._pick(dataset) if isinstance(dataset, dict) else self._only(dataset)
+        return dataset.to_iterable_dataset(num_shards=min(8, max(1, len(dataset)))) if self.streaming else dataset
+
+    def _open_imagefolder(self):
+        return self._pick(self._load("imagefolder", data_dir=self.arguments.source, drop_labels=True))
+
+    def _pick(self, splits):
+        """The wanted one of the splits that the data declare."""
+        for name in (self.split_name, *_SYNONYMS.get(self.split_name, ())):
+            if name in splits:
+                return splits[name]
+        raise _unknown_split(self.split, self.split_name, list(splits), self.arguments.source)
+
+    def _only(self, dataset):
+        if self.split_name != "train":
+            raise _unknown_split(self.split, self.split_name, ["train"], self.arguments.source)
+        return dataset
+
+    def _split_option(self) -> str:
+        return f"{self.split}_split" if self.split in _SYNONYMS else "the name of the split"
+
+    def _open_annotations(self, kind: str, files: list[str]):
+        from hf_vlp.data.annotations import karpathy_splits
+
+        if len(files) != 1:
+            raise ValueError(f"Annotations of the kind {kind!r} are read from one file, found {files[:5]}.")
+        file = files[0]
+        root = self.arguments.image_root or os.path.dirname(os.path.abspath(file))
+        if not os.path.isdir(root):
+            raise ValueError(f"image_root {root!r} is not a folder. Set it to the folder that holds the pictures.")
+        stat = os.stat(file)
+        options = {
+            "kind": kind,
+            "path": os.path.abspath(file),
+            "split": self.split_name,
+            "image_root": os.path.abspath(root),
+            # part of the fingerprint under which datasets caches the result: a changed file is read again
+            "stamp": [stat.st_size, stat.st_mtime_ns],
+        }
+        if kind == "karpathy":
+            available = karpathy_splits(file)
+            reachable = {"train": {"train", "restval"}, "validation": {"val"}}.get(self.split_name, {self.split_name})
+            if not reachable & set(available):
+                raise _unknown_split(self.split, self.split_name, available, self.arguments.source)
+        if self.streaming:
+            from datasets import IterableDataset
+
+            return IterableDataset.from_generator(_read_annotations, gen_kwargs=options, features=_record_features())
+        from datasets import Dataset
+        from datasets.exceptions import DatasetGenerationError
+
+        try:
+            return Dataset.from_generator(
+                _read_annotations,
+                gen_kwargs=options,
+                features=_record_features(),
+                cache_dir=self.arguments.dataset_cache,
+            )
+        except DatasetGenerationError as error:
+            cause = error.__cause__ or error
+            raise ValueError(
+                f"Cannot read {file} as {kind!r}: {type(cause).__name__}: {cause}. Check the file, or set kind."
+            ) from error
+
+
+def _read_annotations(kind: str, path: str, split: str, image_root: str, stamp: list[int]):
+    from hf_vlp.data import annotations
+
+    if kind == "karpathy":
+        yield from annotations.read_karpathy(path, split, image_root)
+    elif kind == "coco":
+        yield from annotations.read_coco_captions(path, image_root)
+    else:
+        yield from annotations.read_visual_genome(path, image_root)
+
+
+def _record_features():
+    from datasets import Features, Image, List, Value
+
+    return Features(
+        {
+            "image": Image(decode=False),
+            "captions": List(Value("string")),
+            "image_id": Value("string"),
+            "file_name": Value("string"),
+        }
+    )
+
+
+def _unknown_split(split: str, name: str, available: Iterable[str], source: str) -> ValueError:
+    option = f"{split}_split" if split in _SYNONYMS else "the name"
+    files = f", or give {split}_files" if split in _SYNONYMS else ""
+    called = f" (called {name!r} by the arguments)" if name != split else ""
+    return ValueError(
+        f"There is no split {split!r}{called} in {source!r}; it has {', '.join(sorted(available))}. "
+        f"Set {option} to one of these{files}."
+    )
+
+
+# Files
+
+
+def _by_extension(name: str) -> str | None:
+    name = name.lower()
+    return next((kind for kind, extensions in _EXTENSIONS.items() if name.endswith(extensions)), None)
+
+
+def _kind_of_folder(folder: Path) -> str:
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return "disk"
+    counts = dict.fromkeys((*_EXTENSIONS, "pictures"), 0)
+    for path in folder.rglob("*"):
+        if path.name in ("metadata.jsonl", "metadata.csv", "metadata.parquet"):
+            return "imagefolder"
+        if (kind := _by_extension(path.name)) is not None:
+            counts[kind] += 1
+        elif path.suffix.lower() in _IMAGE_EXTENSIONS:
+            counts["pictures"] += 1
+    for kind in ("parquet", "webdataset", "jsonl", "csv"):
+        if counts[kind]:
+            return kind
+    if counts["pictures"]:
+        raise ValueError(
+            f"The folder {str(folder)!r} holds {counts['pictures']} pictures but no captions. Add a metadata.jsonl "
+            'with lines such as {"file_name": "a.jpg", "text": "a dog"}, or give the file with the captions as source '
+            "and this folder as image_root."
+        )
+    raise ValueError(f"The folder {str(folder)!r} is empty: no parquet, jsonl, csv, tar or metadata file in it.")
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """`a{1..3}b` and `a{x,y}b`, as in a shell; leading zeros are kept."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    body = match.group(1)
+    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", body):
+        first, last = numbers.groups()
+        width = len(first) if first.startswith("0") else 0
+        step = 1 if int(first) <= int(last) else -1
+        choices = [str(number).zfill(width) for number in range(int(first), int(last) + step, step)]
+    elif "," in body:
+        choices = body.split(",")
+    else:
+        return [pattern]  # braces that mean nothing may be part of a name
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    return [name for choice in choices for name in _expand_braces(f"{before}{choice}{after}")]
+
+
+def _expand(patterns: list[str], kind: str | None = None) -> list[str]:
+    """All files that the patterns stand for, in order; a folder stands for the files of the kind below it."""
+    files = []
+    for pattern in patterns:
+        for name in _expand_braces(os.path.expanduser(pattern)):
+            if "://" in name:
+                files.append(name)
+                continue
+            if os.path.isdir(name):
+                kind = kind or _kind_of_folder(Path(name))
+                found = sorted(str(path) for path in Path(name).rglob("*") if _by_extension(path.name) == kind)
+            else:
+                found = [name] if os.path.isfile(name) else sorted(glob.glob(name, recursive=True))
+            found = [path for path in found if os.path.isfile(path)]
+            if not found:
+                raise ValueError(
+                    f"No such file: {name!r} (looked in {os.getcwd()}). Check the path or pattern"
+                    f"{f', from {pattern!r}' if pattern != name else ''}."
+                )
+            files += found
+    return files
+
+
+def _labels(file: str) -> tuple[str, str | None]:
+    """What a file name says of the split: its stem without shard numbers, and train, validation, test or None."""
+    path = Path(file)
+    stem = path.name.split(".")[0]
+    label = re.sub(r"[-_.]?\d+(-of-\d+)?$", "", stem)
+    for text in (stem, path.parent.name):
+        for word in re.split(r"[^a-z]+", text.lower()):
+            for split, synonyms in _SYNONYMS.items():
+                if word in synonyms:
+                    return label, split
+    return label, None
+
+
+def _files_of_split(files: list[str], split: str, source: str) -> list[str]:
+    labels = {file: _labels(file) for file in files}
+    canonical = next((name for name, synonyms in _SYNONYMS.items() if split in synonyms), split)
+    for matches in (
+        lambda label, known: label == split,
+        lambda label, known: known == canonical,
+    ):
+        if chosen := [file for file, (label, known) in labels.items() if matches(label, known)]:
+            return chosen
+    if canonical == "train" and all(known is None for _, known in labels.values()):
+        return files
+    available = {known or label for label, known in labels.values()}
+    if all(known is None for _, known in labels.values()):
+        available |= {"train"}
+    raise _unknown_split(canonical, split, available, source)
+
+
+# Columns
+
+
+def _unify(dataset, arguments: DataArguments, streaming: bool, folder: str | None):
+    from datasets import Image
+
+    columns = dataset.column_names
+    if columns is None:  # a stream whose features are not known before its first record
+        first = next(iter(dataset), None)
+        if first is None:
+            raise ValueError(f"{arguments.source!r} holds no records.")
+        columns, known = list(first), {}
+    else:
+        known = dict(dataset.features)
+    image_columns = _find_image(columns, known, arguments)
+    caption_columns = _find_captions(columns, known, arguments)
+    for name, feature in known.items():
+        if isinstance(feature, Image) and feature.decode:
+            dataset = dataset.cast_column(name, Image(decode=False))
+    root = arguments.image_root
+    if root is not None and not os.path.isdir(root):
+        raise ValueError(f"image_root {root!r} is not a folder. Set it to the folder that holds the pictures.")
+    locate = _Locator(root or folder)
+    used = {column.split(".")[0] for column in caption_columns}
+    extract = _Extractor(caption_columns)
+    if streaming:
+        return _unify_stream(dataset, columns, known, image_columns, used, locate, extract)
+    return _unify_table(dataset, known, image_columns, used, locate, extract)
+
+
+def _unify_stream(dataset, columns, known, image_columns, used, locate, extract):
+    from datasets import Features, Image, List, Value
+
+    kept = [name for name in columns if name not in used | set(image_columns) | {"image", "captions"}]
+
+    def to_record(row):
+        image = next((row[name] for name in image_columns if row.get(name) is not None), None)
+        return {"image": locate(image), "captions": extract(row), **{name: row.get(name) for name in kept}}
+
+    features = None
+    if known:
+        features = Features(
+            {
+                "image": Image(decode=False),
+                "captions": List(Value("string")),
+                **{name: dataset.features[name] for name in kept},
+            }
+        )
+    return dataset.map(to_record, remove_columns=columns, features=features)
+
+
+def _unify_table(dataset, known, image_columns, used, locate, extract):
+    """Only captions and paths are computed; the column with the bytes of the pictures is never copied."""
+    from datasets import Features, Image, List, Value, concatenate_datasets
+
+    if len(image_columns) > 1:
+        raise ValueError(
+            f"The pictures are in several columns, {', '.join(image_columns)}. Set image_column to one of them, or "
+            "streaming to use all."
+        )
+    (image_column,) = image_columns
+    text = Value("string")
+    parts = {}
+    if not (used == {"captions"} and known.get("captions") in (List(text), List(Value("large_string")))):
+        parts["captions"] = dataset.select_columns(sorted(used)).map(
+            lambda row: {"captions": extract(row)},
+            remove_columns=sorted(used),
+            features=Features({"captions": List(text)}),
+            desc="captions",
+        )
+    if known[image_column] in (text, Value("large_string")):
+        parts["image"] = dataset.select_columns([image_column]).map(
+            lambda row: {"image": locate(row[image_column])},
+            remove_columns=[image_column],
+            features=Features({"image": Image(decode=False)}),
+            desc="paths",
+        )
+        dropped = {image_column}
+    else:
+        dropped = set()
+    dropped |= used if "captions" in parts else set()
+    # a column that is not used but has the name of one that we make
+    dropped |= {name for name in ("image", "captions") if name in known and name not in used | {image_column}}
+    rest = dataset.remove_columns(sorted(dropped & set(known)))
+    if image_column in rest.column_names:
+        rest = rest.cast_column(image_column, Image(decode=False))
+        rest = rest.rename_column(image_column, "image") if image_column != "image" else rest
+    tables = [table for table in (rest, *parts.values()) if table.column_names]
+    return concatenate_datasets(tables, axis=1) if len(tables) > 1 else tables[0]
+
+
+def _find_image(columns: list[str], known: dict, arguments: DataArguments) -> list[str]:
+    from datasets import Image
+
+    if arguments.image_column is not None:
+        if arguments.image_column not in columns:
+            raise ValueError(
+                f"There is no image column {arguments.image_column!r}; the data have {', '.join(columns)}. "
+                "Set image_column to one of these."
+            )
+        return [arguments.image_column]
+    typed = [name for name, feature in known.items() if isinstance(feature, Image)]
+    if len(typed) == 1:
+        return typed
+    extensions = [name for name in columns if f".{name}" in _IMAGE_EXTENSIONS]  # webdataset with several formats
+    if extensions:
+        return extensions
+    for name in _IMAGE_COLUMNS:
+        if name in columns:
+            return [name]
+    raise ValueError(
+        f"No image column is recognised; the data have {', '.join(columns)}. Set image_column to the one that holds "
+        "pictures, paths or addresses."
+    )
+
+
+def _find_captions(columns: list[str], known: dict, arguments: DataArguments) -> list[str]:
+    if arguments.caption_columns is not None:
+        for column in arguments.caption_columns:
+            top, *keys = column.split(".")
+            if column in columns:
+                continue
+            if top not in columns:
+                raise ValueError(
+                    f"There is no caption column {column!r}; the data have {', '.join(columns)}. Set caption_columns "
+                    "to one or more of these."
+                )
+            available = _keys_of(known.get(top))
+            if available is not None and keys and keys[0] not in available:
+                raise ValueError(
+                    f"The column {top!r} has no field {keys[0]!r}, only {', '.join(available) or 'plain values'}. "
+                    "Correct caption_columns."
+                )
+        return arguments.caption_columns
+    for name in _CAPTION_COLUMNS:
+        if name not in columns:
+            continue
+        available = _keys_of(known.get(name))
+        if not available:
+            if name != "json":
+                return [name]
+        elif key := next((key for key in _NESTED_KEYS if key in available), None):
+            return [f"{name}.{key}"]
+    raise ValueError(
+        f"No caption column is recognised; the data have {', '.join(columns)}. Set caption_columns to the one or "
+        "those that hold the captions (dots reach into objects: json.caption)."
+    )
+
+
+def _keys_of(feature) -> list[str] | None:
+    """Fields of a column of objects (or lists of them); an empty list for plain values, None when unknown."""
+    if feature is None:
+        return None
+    inner = getattr(feature, "feature", feature)
+    return list(inner) if isinstance(inner, dict) else []
+
+
+class _Extractor:
+    """Record -> list of captions, from one or several columns, with dots into objects."""
+
+    def __init__(self, columns: list[str]):
+        self.columns = columns
+
+    def __call__(self, row: dict[str, Any]) -> list[str]:
+        captions: list[str] = []
+        for column in self.columns:
+            if column in row:
+                self._collect(row[column], [], captions)
+            else:
+                top, *keys = column.split(".")
+                self._collect(row.get(top), keys, captions)
+        return captions
+
+    def _collect(self, value, keys: list[str], captions: list[str]) -> None:
+        if isinstance(value, list | tuple):
+            for item in value:
+                self._collect(item, keys, captions)
+        elif isinstance(value, dict) and keys:
+            self._collect(value.get(keys[0]), keys[1:], captions)
+        elif isinstance(value, bytes):
+            captions.append(value.decode("utf-8", "replace"))
+        elif isinstance(value, str):
+            captions.append(value)
+        elif value is not None:
+            raise ValueError(
+                f"Captions must be text, but {', '.join(self.columns)} holds {value!r} of type "
+                f"{type(value).__name__}. Correct caption_columns."
+            )
+
+
+class _Locator:
+    """Picture cell -> the dict of bytes and path that `datasets.Image(decode=False)` uses.
+
+    Relative paths in text columns get the root in front; what `datasets` itself located, and addresses, stay.
+    """
+
+    def __init__(self, root: str | None):
+        self.root = root
+
+    def __call__(self, cell) -> dict[str, Any] | None:
+        if cell is None or isinstance(cell, dict):
+            return cell
+        if isinstance(cell, bytes):
+            return {"bytes": cell, "path": None}
+        if cell and self.root and not _has_scheme(cell):
+            cell = os.path.join(self.root, cell)
+        return {"bytes": None, "path": cell}
+
+
+def _has_scheme(path: str) -> bool:
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path) is not None or "::" in path
+
+
+def _exclude(dataset, file: Path, streaming: bool):
+    """Leave out records whose `image_id` (or `file_name`) stands in the file."""
+    if not file.is_file():
+        raise ValueError(f"exclude_ids: no such file {str(file)!r}.")
+    content = file.read_text(encoding="utf-8")
+    ids = json.loads(content) if content.lstrip().startswith("[") else content.split("\n")
+    ids = {str(entry).strip() for entry in ids} - {""}
+    columns = dataset.column_names
+    column = next((name for name in ("image_id", "file_name", "id", "__key__") if columns and name in columns), None)
+    if column is None:
+        raise ValueError(f"exclude_ids needs a column image_id, file_name, id or __key__; the data have {columns}.")
+    kept = dataset.filter(lambda value: str(value) not in ids, input_columns=[column])
+    if not streaming:
+        logger.info("exclude_ids leaves out %d of %d records.", len(dataset) - len(kept), len(dataset))
+    return kept
