@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset, IterableDataset
-from transformers import AutoModelForImageTextToText, GenerationConfig, GenerationMixin, image_utils
+from transformers import AutoModelForImageTextToText, BatchFeature, GenerationConfig, GenerationMixin, image_utils
 from transformers.pipelines import Pipeline
 
 # Pillow only warns from this size on and raises at twice of it: a warning does not save the memory.
@@ -323,63 +323,59 @@ class ImageToTextPipeline(Pipeline):
                 raise TypeError(_WRONG_PROMPT.format(type(prompt).__name__))
             inputs = inputs["image"]
         image = load_image(inputs, timeout=timeout)
+        features, text = self._encode(image, prompt or None)  # of no text several tokenizers make no token at all
+        return {"text": text, **features.to(self.dtype)}
 
-        # No text is no prompt: several tokenizers make no token at all of it.
-        prompt = prompt or None
+    def _encode(self, image: Image.Image, prompt: str | None) -> tuple[BatchFeature, dict[str, list[int]]]:
+        """The picture's tensors, and the prompt's token ids in the form that the model's `generate` continues."""
         model_type = self.model.config.model_type
-        if prompt is None:
-            features = self.image_processor(images=image, return_tensors="pt")
-        elif model_type == "vision-encoder-decoder":
+        if prompt is not None and model_type == "vision-encoder-decoder":
             raise ValueError(
                 "A vision-encoder-decoder model takes no prompt. Start its text with"
                 ' generate_kwargs={"decoder_input_ids": ...} instead.'
             )
-        elif model_type == "pix2struct" and self.image_processor.is_vqa:
-            features, prompt = self.image_processor(images=image, header_text=prompt, return_tensors="pt"), None
-        elif getattr(self.processor, "image_token", None) is not None:
-            # These write one placeholder per visual token into the text, and count them on the picture.
-            features, prompt = self.processor(images=image, text=prompt, return_tensors="pt"), None
-        else:
-            features = self.image_processor(images=image, return_tensors="pt")
-        return {"prompt": prompt, **features.to(self.dtype)}
+        if prompt is not None and model_type == "pix2struct" and self.image_processor.is_vqa:
+            return self.image_processor(images=image, header_text=prompt, return_tensors="pt"), {}
+        if prompt is not None and getattr(self.processor, "image_token", None) is not None:
+            # BLIP-2 and its like: the text has a placeholder for each visual token, so both are encoded together.
+            encoded = self.processor(images=image, text=prompt, return_tensors="pt")
+            names = set(encoded) - set(self.image_processor.model_input_names)
+            return encoded, {name: encoded.pop(name)[0].tolist() for name in sorted(names)}
 
-    def _encode_prompt(self, prompt: str) -> dict[str, torch.Tensor]:
-        """Token ids (1, length) in the form that the model's `generate` continues."""
-        if self.model.config.model_type == "git":
+        features = self.image_processor(images=image, return_tensors="pt")
+        if prompt is None:
+            return features, {}
+        if model_type == "git":
             # Its tokenizer closes every text with [SEP], after which there is nothing to say.
-            ids = [self.tokenizer.cls_token_id, *self.tokenizer(prompt, add_special_tokens=False).input_ids]
-            return {"input_ids": torch.tensor([ids])}
-        encode = self.tokenizer if self.processor is None else self.processor
-        encoded = encode(text=[prompt], return_tensors="pt")
-        if self.model.config.model_type == "pix2struct":
-            return {"decoder_input_ids": encoded["input_ids"], "decoder_attention_mask": encoded["attention_mask"]}
-        return {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
+            ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            return features, {"input_ids": [self.tokenizer.cls_token_id, *ids]}
+        encoded = (self.tokenizer if self.processor is None else self.processor)(text=[prompt], return_tensors="pt")
+        prefix = "decoder_" if model_type == "pix2struct" else ""
+        names = [name for name in ("input_ids", "attention_mask") if name in encoded]
+        return features, {prefix + name: encoded[name][0].tolist() for name in names}
 
     def _forward(self, model_inputs, **generate_kwargs):
-        prompts = model_inputs["prompt"]
-        prompts = prompts if isinstance(prompts, list) else [prompts]
-        features = {name: value for name, value in model_inputs.items() if name != "prompt"}
+        texts = model_inputs["text"]
+        texts = texts if isinstance(texts, list) else [texts]
+        features = {name: value for name, value in model_inputs.items() if name != "text"}
         generate_kwargs = self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=False)
 
-        encoded = {prompt: {} if prompt is None else self._encode_prompt(prompt) for prompt in set(prompts)}
         # Rows whose prompts have the same length go together: so nothing is padded, and it does not matter on which
         # side a model wants its padding (BLIP: on none). With one prompt for all, the usual case, it is one group.
         groups = defaultdict(list)
-        for row, prompt in enumerate(prompts):
-            groups[max((ids.shape[1] for ids in encoded[prompt].values()), default=0)].append(row)
+        for row, text in enumerate(texts):
+            groups[tuple((name, len(ids)) for name, ids in text.items())].append(row)
 
-        sequences = [None] * len(prompts)
-        for prompt_length, rows in groups.items():
-            whole_batch = len(rows) == len(prompts)
-            inputs = {name: value if whole_batch else value[rows] for name, value in features.items()}
-            for name in encoded[prompts[rows[0]]]:
-                ids = torch.cat([encoded[prompts[row]][name] for row in rows])
-                inputs[name] = ids.to(self.device)
-            length = {}
-            if generate_kwargs.get("max_new_tokens") == self._room_for_text < MAX_NEW_TOKENS and prompt_length > 1:
-                # The default fills all positions of the decoder; a prompt takes some of them.
-                length = {"max_new_tokens": max(1, self._room_for_text + 1 - prompt_length)}
-            generated = self.model.generate(**inputs, **{**generate_kwargs, **length})  # (rows * candidates, length)
+        sequences = [None] * len(texts)
+        for lengths, rows in groups.items():
+            inputs = features if len(rows) == len(texts) else {name: value[rows] for name, value in features.items()}
+            text = {name: torch.tensor([texts[row][name] for row in rows], device=self.device) for name, _ in lengths}
+            options = dict(generate_kwargs)
+            prompt_length = max((length for _, length in lengths), default=1)
+            if options.get("max_new_tokens") == self._room_for_text < MAX_NEW_TOKENS:
+                # The default fills all positions of the decoder, and a prompt takes some of them.
+                options["max_new_tokens"] = max(1, self._room_for_text + 1 - prompt_length)
+            generated = self.model.generate(**inputs, **text, **options)  # (rows * candidates, length)
             for row, candidates in zip(rows, generated.reshape(len(rows), -1, generated.shape[-1])):
                 sequences[row] = candidates
         return {"sequences": sequences}

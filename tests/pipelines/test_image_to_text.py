@@ -266,6 +266,35 @@ def test_prompts_of_unequal_length_in_one_batch_are_continued_as_if_alone(captio
     assert alone[2] == pipe(PICTURES[2], max_new_tokens=4)
 
 
+def test_prompts_of_models_with_placeholders_for_visual_tokens_are_encoded_with_the_picture(captioners):
+    pipe = captioners["blip2"]
+    inputs = pipe.processor(images=PICTURES[0], text="a photo of", return_tensors="pt")
+    assert inputs["input_ids"].shape[1] > len(pipe.tokenizer("a photo of")["input_ids"])
+    ids = pipe.model.generate(**inputs, max_new_tokens=4)
+    expected = [{"generated_text": pipe.tokenizer.decode(ids[0], skip_special_tokens=True)}]
+    assert pipe(PICTURES[0], prompt="a photo of", max_new_tokens=4) == expected
+    rows = [{"image": image, "prompt": text} for image, text in zip(PICTURES, ["a photo of", "the", "red circle"])]
+    alone = [pipe(row, max_new_tokens=4) for row in rows]
+    assert alone[0] == expected
+    assert len({str(records) for records in alone}) == 3
+    assert pipe(rows, max_new_tokens=4, batch_size=3) == alone
+
+
+def test_the_prompt_of_a_pix2struct_for_questions_is_drawn_above_the_picture(directories, monkeypatch):
+    pipe = pipeline("image-to-text", directories["pix2struct"], device="cpu")
+    pipe.image_processor.is_vqa = True
+    headers = []
+
+    def render_text(text, **options):  # the real one downloads a font
+        headers.append(text)
+        return Image.new("RGB", (20, 5 * len(text)), "white")
+
+    monkeypatch.setattr("transformers.models.pix2struct.image_processing_pil_pix2struct.render_text", render_text)
+    short = pipe(PICTURES[:2], prompt="a", max_new_tokens=4, batch_size=2)
+    assert headers == ["a", "a"]
+    assert pipe(PICTURES[:2], prompt="what is this", max_new_tokens=4) != short
+
+
 def test_a_prompt_for_a_vision_encoder_decoder_is_refused(captioners):
     with pytest.raises(ValueError, match=r"takes no prompt.*decoder_input_ids"):
         captioners["vision_encoder_decoder"](PICTURES[0], prompt="a photo of")

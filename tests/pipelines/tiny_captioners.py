@@ -9,6 +9,9 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
     BlipConfig,
     BlipForConditionalGeneration,
     BlipImageProcessorPil,
@@ -165,6 +168,35 @@ def save_pix2struct(directory):
     return directory
 
 
+def save_blip2(directory):
+    """Text with a placeholder for each visual token, which only the processor can write."""
+    torch.manual_seed(0)
+    tokenizer = bert_like_tokenizer()
+    processor = Blip2Processor(BlipImageProcessorPil(size=SIZE), tokenizer, num_query_tokens=3)
+    config = Blip2Config(
+        vision_config={**TINY, "image_size": 16, "patch_size": 8},
+        qformer_config={**TINY, "encoder_hidden_size": 32, "vocab_size": 10},
+        text_config={
+            "model_type": "opt",
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "word_embed_proj_dim": 32,
+            "ffn_dim": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 40,
+            "bos_token_id": 4,
+            "eos_token_id": 3,
+            "pad_token_id": 0,
+        },
+        num_query_tokens=3,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    widen(Blip2ForConditionalGeneration(config), 0.4).save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
 def save_vc_gpt(directory):
     """Ours, with a byte-level tokenizer of letters."""
     torch.manual_seed(0)
@@ -190,6 +222,7 @@ CAPTIONERS = {
     "vc_gpt": save_vc_gpt,
     "blip": save_blip,
     "vision_encoder_decoder": save_vision_encoder_decoder,
+    "blip2": save_blip2,
     "git": save_git,
     "pix2struct": save_pix2struct,
 }
