@@ -33,6 +33,7 @@ of `datasets` loses its content at a resume.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import logging
@@ -331,28 +332,18 @@ class _Opener:
 
     def _load(self, path: str, **options):
         import datasets
-        from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+        from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
+        here = f"{self.arguments.source!r} is no file or folder here (looked in {os.getcwd()}), and"
         try:
-            return datasets.load_dataset(
-                path, streaming=self.streaming, cache_dir=self.arguments.dataset_cache, **options
-            )
-        except DatasetGenerationError as error:
-            cause = error.__cause__ or error
-            raise ValueError(
-                f"Cannot read {options.get('data_files') or options.get('data_dir') or path}: "
-                f"{type(cause).__name__}: {cause}. Check that the files are complete and of the kind they claim to be."
-            ) from error
+            with _naming_damaged_files(options.get("data_files") or options.get("data_dir") or path):
+                return datasets.load_dataset(
+                    path, streaming=self.streaming, cache_dir=self.arguments.dataset_cache, **options
+                )
         except (DatasetNotFoundError, DataFilesNotFoundError) as error:
-            raise ValueError(
-                f"{self.arguments.source!r} is no file or folder here (looked in {os.getcwd()}), and cannot be opened "
-                f"on the Hub: {error}"
-            ) from error
+            raise ValueError(f"{here} cannot be opened on the Hub: {error}") from error
         except ConnectionError as error:
-            raise ValueError(
-                f"{self.arguments.source!r} is no file or folder here (looked in {os.getcwd()}), and the Hub "
-                f"cannot be reached: {error}"
-            ) from error
+            raise ValueError(f"{here} the Hub cannot be reached: {error}") from error
 
     def _open_scenes(self):
         from hf_vlp.data.scenes import make_scenes
@@ -425,8 +416,9 @@ class _Opener:
             "path": os.path.abspath(file),
             "split": self.split_name,
             "image_root": os.path.abspath(root),
-            # part of the fingerprint under which datasets caches the result: a changed file is read again
-            "stamp": [stat.st_size, stat.st_mtime_ns],
+            # Part of the fingerprint under which datasets caches the result: a changed file is read again. Not a list:
+            # datasets takes lists for shards and would call the generator once for each element.
+            "stamp": f"{stat.st_size}-{stat.st_mtime_ns}",
         }
         if kind == "karpathy":
             available = karpathy_splits(file)
@@ -438,23 +430,33 @@ class _Opener:
 
             return IterableDataset.from_generator(_read_annotations, gen_kwargs=options, features=_record_features())
         from datasets import Dataset
-        from datasets.exceptions import DatasetGenerationError
 
-        try:
+        with _naming_damaged_files(file):
             return Dataset.from_generator(
                 _read_annotations,
                 gen_kwargs=options,
                 features=_record_features(),
                 cache_dir=self.arguments.dataset_cache,
             )
-        except DatasetGenerationError as error:
-            cause = error.__cause__ or error
-            raise ValueError(
-                f"Cannot read {file} as {kind!r}: {type(cause).__name__}: {cause}. Check the file, or set kind."
-            ) from error
 
 
-def _read_annotations(kind: str, path: str, split: str, image_root: str, stamp: list[int]):
+@contextlib.contextmanager
+def _naming_damaged_files(files):
+    """Turn what readers raise on damaged files into a ValueError that names the files."""
+    import pyarrow
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        yield
+    except (DatasetGenerationError, pyarrow.ArrowException, UnicodeDecodeError, KeyError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        raise ValueError(
+            f"Cannot read {files}: {type(cause).__name__}: {cause}. Check that the files are complete and of the kind "
+            "they claim to be."
+        ) from error
+
+
+def _read_annotations(kind: str, path: str, split: str, image_root: str, stamp: str):
     from hf_vlp.data import annotations
 
     if kind == "karpathy":
@@ -561,12 +563,12 @@ def _expand(patterns: list[str], kind: str | None = None) -> list[str]:
     return files
 
 
-def _labels(file: str) -> tuple[str, str | None]:
+def _labels(name: str) -> tuple[str, str | None]:
     """What a file name says of the split: its stem without shard numbers, and train, validation, test or None."""
-    path = Path(file)
+    path = Path(name)
     stem = path.name.split(".")[0]
     label = re.sub(r"[-_.]?\d+(-of-\d+)?$", "", stem)
-    for text in (stem, path.parent.name):
+    for text in (stem, *reversed(path.parent.parts)):
         for word in re.split(r"[^a-z]+", text.lower()):
             for split, synonyms in _SYNONYMS.items():
                 if word in synonyms:
@@ -575,7 +577,12 @@ def _labels(file: str) -> tuple[str, str | None]:
 
 
 def _files_of_split(files: list[str], split: str, source: str) -> list[str]:
-    labels = {file: _labels(file) for file in files}
+    # Only folders below the source count: the way to it may well lead through a folder called "test".
+    local = [os.path.abspath(file) for file in files if "://" not in file]
+    base = source if os.path.isdir(source) else os.path.commonpath([os.path.dirname(file) for file in local] or ["/"])
+    labels = {
+        file: _labels(os.path.basename(file) if "://" in file else os.path.relpath(file, base)) for file in files
+    }
     canonical = next((name for name, synonyms in _SYNONYMS.items() if split in synonyms), split)
     for matches in (
         lambda label, known: label == split,
@@ -597,14 +604,11 @@ def _files_of_split(files: list[str], split: str, source: str) -> list[str]:
 def _unify(dataset, arguments: DataArguments, streaming: bool, folder: str | None):
     from datasets import Image
 
-    columns = dataset.column_names
-    if columns is None:  # a stream whose features are not known before its first record
-        first = next(iter(dataset), None)
-        if first is None:
-            raise ValueError(f"{arguments.source!r} holds no records.")
-        columns, known = list(first), {}
-    else:
-        known = dict(dataset.features)
+    with _naming_damaged_files(arguments.source):
+        columns = _columns(dataset)
+    if not columns:
+        raise ValueError(f"{arguments.source!r} holds no records.")
+    known = dict(dataset.features or {})
     image_columns = _find_image(columns, known, arguments)
     caption_columns = _find_captions(columns, known, arguments)
     for name, feature in known.items():
@@ -619,6 +623,11 @@ def _unify(dataset, arguments: DataArguments, streaming: bool, folder: str | Non
     if streaming:
         return _unify_stream(dataset, columns, known, image_columns, used, locate, extract)
     return _unify_table(dataset, known, image_columns, used, locate, extract)
+
+
+def _columns(dataset) -> list[str]:
+    """Names of the columns; some streams (lists in JSON) know them from their first record only."""
+    return dataset.column_names if dataset.column_names is not None else list(next(iter(dataset), ()))
 
 
 def _unify_stream(dataset, columns, known, image_columns, used, locate, extract):
@@ -811,8 +820,8 @@ def _exclude(dataset, file: Path, streaming: bool):
     content = file.read_text(encoding="utf-8")
     ids = json.loads(content) if content.lstrip().startswith("[") else content.split("\n")
     ids = {str(entry).strip() for entry in ids} - {""}
-    columns = dataset.column_names
-    column = next((name for name in ("image_id", "file_name", "id", "__key__") if columns and name in columns), None)
+    columns = _columns(dataset)
+    column = next((name for name in ("image_id", "file_name", "id", "__key__") if name in columns), None)
     if column is None:
         raise ValueError(f"exclude_ids needs a column image_id, file_name, id or __key__; the data have {columns}.")
     kept = dataset.filter(lambda value: str(value) not in ids, input_columns=[column])
