@@ -1,0 +1,355 @@
+"""The command line, on a tiny random repository built for the occasion.
+
+Covers: help with an example for every command, answered without heavy imports; `caption` with files, folders,
+patterns and URLs, text and JSON lines, batches, prompts, and bad pictures; `info` for models and adapters; `evaluate`
+with its table, JSON, submission and report; `document-frequencies`; `train` and its settings; errors in one line with
+exit code 2, from each command, with the traceback on request; the exit when the reader of the output goes away.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from hf_vlp.captioning import find_pictures, to_coco_results
+from hf_vlp.cli import app
+from hf_vlp.hub.export import save_repository
+from tests.hub.tiny_vc_gpt import make_picture, make_tiny_model, make_tiny_processor
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ("quickstart", "train", "evaluate", "caption", "info", "push", "document-frequencies")
+
+
+def run(*arguments, code: int = 0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def error_of(*arguments) -> str:
+    """The one line that a command ends with when its input is wrong."""
+    *before, line = run(*arguments, code=2).stderr.strip().splitlines()
+    assert line.startswith("Error: ")
+    assert not any("Error" in other or "Traceback" in other for other in before)  # progress bars at most
+    return line
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    return save_repository(directory, model=make_tiny_model(), processor=make_tiny_processor())
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("pictures")
+    for seed in range(3):
+        make_picture(seed).save(directory / f"{seed}.png")
+    (directory / "notes.txt").write_text("no picture")
+    (directory / ".hidden").mkdir()
+    make_picture().save(directory / ".hidden" / "x.png")
+    return directory
+
+
+@pytest.fixture
+def bad_picture(tmp_path):
+    file = tmp_path / "bad.jpg"
+    file.write_bytes(b"no picture at all")
+    return file
+
+
+# Help
+
+
+def test_help_names_all_commands_and_imports_nothing_heavy():
+    heavy = ["torch", "transformers", "datasets", "numpy", "PIL", "yaml", "tqdm", "hf_vlp.metrics"]
+    code = f"""
+import sys
+from hf_vlp.cli import app
+app(["--help"], standalone_mode=False)
+print([name for name in {heavy} if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert all(f"\n  {command} " in result.stdout for command in COMMANDS)
+    assert result.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_there_are_no_other_commands():
+    assert tuple(typer.main.get_command(app).commands) == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_has_an_example_that_it_understands(command):
+    assert f"Example: hf-vlp {command} " in " ".join(run(command, "--help").output.split())
+
+
+def test_version_is_that_of_the_package():
+    import hf_vlp
+
+    assert run("--version").output.strip() == hf_vlp.__version__
+
+
+# caption
+
+
+def test_one_picture_gives_its_caption_alone(model, pictures):
+    from hf_vlp.pipelines import pipeline
+
+    expected = pipeline("image-to-text", model=str(model))(str(pictures / "0.png"), max_new_tokens=5)
+    output = run("caption", model, pictures / "0.png", "--max-new-tokens", 5).stdout
+    assert output == " ".join(expected[0]["generated_text"].split()) + "\n"
+
+
+def test_folder_gives_a_line_per_picture_with_its_name(model, pictures):
+    lines = run("caption", model, pictures).stdout.splitlines()
+    assert [line.split("\t")[0] for line in lines] == [str(pictures / f"{seed}.png") for seed in range(3)]
+    assert len({line.split("\t")[1] for line in lines}) == 3
+
+
+def test_captions_do_not_depend_on_the_batch_size(model, pictures):
+    outputs = {run("caption", model, pictures, "--batch-size", size, "--num-beams", 2).stdout for size in (1, 2, 8)}
+    assert len(outputs) == 1
+
+
+def test_pattern_as_json_lines_with_a_prompt(model, pictures):
+    lines = run("caption", model, pictures / "[01].png", "--json", "--prompt", "a red").stdout.splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["image"] for row in rows] == [str(pictures / "0.png"), str(pictures / "1.png")]
+    assert all(row["caption"].startswith("a red") for row in rows)
+
+
+def test_url_is_captioned_like_the_file(model, pictures):
+    handler = partial(SimpleHTTPRequestHandler, directory=pictures)
+    handler.log_message = lambda *arguments: None
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/1.png"
+        assert run("caption", model, url).stdout == run("caption", model, pictures / "1.png").stdout
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_bad_picture_is_told_counted_and_not_fatal(model, pictures, bad_picture):
+    result = run("caption", model, bad_picture, pictures / "0.png", "--json")
+    first, second = map(json.loads, result.stdout.splitlines())
+    assert first["image"] == str(bad_picture)
+    assert "not an image" in first["error"]
+    assert "caption" not in first
+    assert "caption" in second
+    assert "1 of 2 pictures could not be read." in result.stderr
+
+
+def test_bad_picture_is_fatal_when_strict(model, pictures, bad_picture):
+    result = run("caption", model, bad_picture, pictures / "0.png", "--strict", code=1)
+    assert str(pictures / "0.png") in result.stdout
+
+
+def test_nothing_but_bad_pictures_fails(model, bad_picture):
+    result = run("caption", model, bad_picture, code=1)
+    assert result.stdout == ""
+    assert "not an image" in result.stderr
+
+
+def test_truncated_picture_is_bad(model, pictures, tmp_path):
+    make_picture(size=200).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:2000])
+    assert "incomplete" in run("caption", model, tmp_path / "cut.jpg", code=1).stderr
+
+
+def test_empty_folder_missing_file_and_pattern_without_match_are_told(model, tmp_path):
+    assert "holds no pictures" in error_of("caption", model, tmp_path)
+    assert "no file or folder" in error_of("caption", model, tmp_path / "none.jpg")
+    assert "No file matches" in error_of("caption", model, tmp_path / "*.jpg")
+
+
+def test_pictures_are_found_once_in_order_and_not_in_hidden_folders(pictures):
+    names = [Path(name).name for name in find_pictures([pictures / "2.png", pictures, str(pictures / "*.png")])]
+    assert names == ["2.png", "0.png", "1.png"]
+
+
+def test_file_with_a_pattern_in_its_name_is_that_file(tmp_path):
+    make_picture().save(tmp_path / "a[1].png")
+    make_picture().save(tmp_path / "a1.png")
+    assert find_pictures([tmp_path / "a[1].png"]) == [str(tmp_path / "a[1].png")]
+
+
+def test_reader_that_goes_away_ends_the_command_quietly():
+    code = """
+import typer
+from hf_vlp.cli import app
+
+@app.command()
+def talk():
+    for _ in range(100_000):
+        typer.echo("a caption")
+
+app(["talk"])
+"""
+    command = f"{sys.executable} -c '{code}' | head -n 1"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "a caption\n"
+    assert result.stderr == ""
+
+
+# info
+
+
+def test_info_tells_sizes_classes_and_lora_targets(model):
+    text = run("info", model).stdout
+    assert "a vc_gpt model" in text
+    assert "AutoModelForImageTextToText -> VcGptForConditionalGeneration" in text
+    assert f"{make_tiny_model().num_parameters():,}" in text
+    assert "all-linear" in text
+
+
+def test_info_as_json_counts_as_the_loaded_model_does(model):
+    from hf_vlp.adapters import apply_lora
+
+    facts = json.loads(run("info", model, "--json", "--lora-rank", 4).stdout)
+    assert sum(part["total"] for part in facts["parameters"].values()) == make_tiny_model().num_parameters()
+    for name, preset in facts["lora_presets"].items():
+        adapted = apply_lora(make_tiny_model(), preset=name, r=4)
+        assert adapted.get_nb_trainable_parameters()[0] == preset["parameters"]
+
+
+def test_info_of_adapters_names_their_base_and_what_trains(model, tmp_path):
+    from transformers import AutoModelForImageTextToText
+
+    from hf_vlp.adapters import apply_lora
+
+    adapted = apply_lora(AutoModelForImageTextToText.from_pretrained(model), preset="fusion", r=2)
+    save_repository(tmp_path, model=adapted, processor=make_tiny_processor())
+    facts = json.loads(run("info", tmp_path, "--json").stdout)
+    assert (facts["adapters"]["r"], facts["adapters"]["base_model"]) == (2, str(model))
+    trainable = sum(part["trainable"] for part in facts["parameters"].values())
+    assert trainable == adapted.get_nb_trainable_parameters()[0]
+
+
+# evaluate and document-frequencies
+
+
+def test_evaluate_prints_a_table_and_writes_submission_and_report(model, tmp_path):
+    files = [tmp_path / "submission.json", tmp_path / "report.json"]
+    result = run(
+        *("evaluate", model, "--data", "scenes", "--data.num_eval_scenes", 20, "--max-records", 6),
+        *("--metrics", "bleu,cider_d", "--output", files[0], "--report", files[1], "--max-new-tokens", 5),
+    )
+    assert "cider_d" in result.stdout
+    assert "pictures shuffled" in result.stdout
+    assert "6 pictures, 0 skipped" in result.stdout
+    submission, report = (json.loads(file.read_text()) for file in files)
+    assert [row["image_id"] for row in submission] == [f"test-0-{index}" for index in range(6)]
+    assert {tuple(row) for row in submission} == {("image_id", "caption")}
+    assert [row["caption"] for row in report["predictions"]] == [row["caption"] for row in submission]
+
+
+def test_evaluate_takes_the_data_of_a_yaml_and_prints_json(model, tmp_path):
+    (tmp_path / "run.yaml").write_text("data:\n  source: scenes\n  num_eval_scenes: 4\ntraining:\n  bf16: true\n")
+    arguments = ("--data", tmp_path / "run.yaml", "--split", "compositional", "--json")
+    scores = json.loads(run("evaluate", model, *arguments, "--no-shuffled", "--max-new-tokens", 4).stdout)
+    assert scores["pictures"] == 4
+    assert {"bleu_4", "exact_match"} <= scores.keys()
+    assert not any(name.startswith("shuffled_") for name in scores)
+
+
+def test_ids_of_coco_become_numbers_in_a_submission():
+    ids = ["COCO_val2014_000000391895.jpg", "000000000042.jpg", "17", 5, "photo-17.jpg"]
+    results = to_coco_results([{"id": name, "caption": "a", "references": ["b"]} for name in ids])
+    assert [row["image_id"] for row in results] == [391895, 42, 17, 5, "photo-17.jpg"]
+
+
+def test_document_frequencies_are_those_of_the_captions(tmp_path):
+    from hf_vlp.metrics import DocumentFrequencies
+
+    make_picture().save(tmp_path / "a.jpg")
+    lines = [{"image": "a.jpg", "captions": ["a dog", "the dog"]}, {"image": "a.jpg", "captions": ["a cat"]}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    arguments = ("--data", tmp_path / "train.jsonl", "--data.dataset_cache", tmp_path / "cache")
+    result = run("document-frequencies", tmp_path / "frequencies.json", *arguments)
+    assert "of 2 records" in result.stdout
+    frequencies = DocumentFrequencies.load(tmp_path / "frequencies.json")
+    assert frequencies.num_images == 2
+    assert frequencies.counts["a"] == 2
+    assert frequencies.counts["dog"] == 1
+
+
+# train
+
+
+def test_train_lists_its_settings():
+    output = run("train", "--list-settings").stdout
+    assert "captions_per_image" in output
+    assert "vision_model_name_or_path" in output
+
+
+def test_train_hands_yaml_and_flags_to_the_run(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("hf_vlp.pretraining.run.train", lambda *arguments, **options: calls.append(arguments))
+    run("train", tmp_path / "run.yaml", "--training.max_steps", 3, "--data.source=scenes")
+    assert calls == [(tmp_path / "run.yaml", ["--training.max_steps", "3", "--data.source=scenes"])]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["train", "no.yaml"], "no settings file"),
+        (["train"], "Name the YAML"),
+        (["train", "{yaml}", "--training.learning_rat", "1"], "learning_rate"),
+        (["train", "{yaml}", "--model.config.num_fusion_layers", "0"], "num_fusion_layers=0"),
+        (["train", "{yaml}", "--data.source", "{empty}"], "empty"),
+        (["info", "{empty}"], "no config.json"),
+        (["info", "./nowhere"], "neither a folder"),
+        (["caption", "{empty}", "{picture}"], "no config.json"),
+        (["caption", "{other}", "{picture}"], "Unrecognized configuration class"),
+        (["evaluate", "{empty}"], "no config.json"),
+        (["evaluate", "{model}", "--data", "{empty}"], "is empty"),
+        (["evaluate", "{model}", "--metrics", "ciderr", "--data.num_eval_scenes", "2"], "ciderr"),
+        (["evaluate", "{model}", "--split", "tset"], "tset"),
+        (["evaluate", "{model}", "--data.num_eval_scene", "2"], "num_eval_scenes"),
+        (["evaluate", "{model}", "--data", "{captionless}"], "column"),
+        (["document-frequencies", "x.json", "--data", "{yaml}/../no.yaml"], "no settings file"),
+        (["document-frequencies", "x.json", "--data", "{captionless}"], "column"),
+        (["document-frequencies", "x.json", "--data", "{blank}"], "empty"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line(arguments, words, model, pictures, tmp_path):
+    from transformers import ViTConfig
+
+    places = {name: tmp_path / name for name in ("yaml", "empty", "other", "captionless", "blank")}
+    places |= {"model": model, "picture": pictures / "0.png"}
+    places["yaml"].mkdir()
+    places["yaml"] /= "run.yaml"
+    output_dir = tmp_path / "output"
+    places["yaml"].write_text(f"data: {{source: scenes, num_scenes: 4}}\ntraining: {{output_dir: {output_dir}}}\n")
+    places["empty"].mkdir()
+    ViTConfig(hidden_size=8, num_attention_heads=2).save_pretrained(places["other"])
+    for name, record in (
+        ("captionless", {"image": "a.jpg", "x": 1}),
+        ("blank", {"image": "a.jpg", "captions": [" "]}),
+    ):
+        places[name].mkdir()
+        file = places[name] / "test.jsonl"
+        file.write_text(json.dumps(record))
+        (places[name] / "train.jsonl").write_text(json.dumps(record))
+    assert words in error_of(*(argument.format(**places) for argument in arguments))
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    result = CliRunner().invoke(app, ["--debug", "info", str(tmp_path)])
+    assert isinstance(result.exception, ValueError)
+
+
+def test_wrong_option_is_told_with_the_usage(model):
+    assert "No such option" in run("info", model, "--no-such-option", code=2).stderr
