@@ -9,7 +9,8 @@ Bad samples
     which gets smaller: never a neighbour in its place, never a second draw. `BadSamplePolicy` counts and limits the
     drops. When a whole batch is bad, training still needs something to run on - one process that skips a step would
     leave all the others waiting - so the batch is one white picture whose labels are all -100: no token counts
-    towards the loss and no gradient comes from it.
+    towards the loss and no gradient comes from it. The mean over no token at all is not a number, so the trainer must
+    divide by one at least: `VlpTrainer` does, the stock `Trainer` does not.
 
 Randomness
     After `set_epoch(epoch)` every draw is a function of (seed, epoch, content of the record): the same on any number

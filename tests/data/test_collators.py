@@ -329,6 +329,33 @@ def test_batch_of_bad_samples_only_can_be_run_and_teaches_nothing(processor, cap
     assert batch["attention_mask"].any(1).all()
 
 
+def test_model_learns_nothing_from_a_batch_of_bad_samples(processor):
+    from transformers import CLIPVisionConfig, GPT2Config
+
+    from hf_vlp.models.vc_gpt.configuration_vc_gpt import VcGptConfig
+    from hf_vlp.models.vc_gpt.modeling_vc_gpt import VcGptForConditionalGeneration
+
+    end = processor.tokenizer.eos_token_id
+    sizes = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    config = VcGptConfig(
+        vision_config=CLIPVisionConfig(image_size=16, patch_size=8, **vision),
+        text_config=GPT2Config(vocab_size=len(processor.tokenizer), **text, **sizes),
+        num_fusion_layers=1,
+        fusion_num_heads=2,
+        **sizes,
+    )
+    model = VcGptForConditionalGeneration(config)
+    batch = CaptionCollator(processor)([BAD_IMAGE, NO_CAPTION])
+    loss = model(**batch, num_items_in_batch=torch.tensor(1)).loss
+    loss.backward()
+    assert loss == 0
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert gradients
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
 def test_counts_of_workers_arrive_in_the_main_process(processor):
     records = [BAD_IMAGE if index % 4 == 0 else make_record(index) for index in range(24)]
     policy = BadSamplePolicy()
