@@ -6,6 +6,7 @@ package peft is imported only when one of these functions is called.
 
 import os
 import re
+import warnings
 from collections.abc import Sequence
 
 from torch import nn
@@ -57,8 +58,7 @@ def apply_lora(
     targets = target_modules if target_modules else lora_targets(model, preset)
     if not isinstance(targets, str):
         targets = list(targets)
-    matched = [module for name, module in model.named_modules() if _matches(targets, name)]
-    if not matched:
+    if not any(_matches(targets, name) for name, _ in model.named_modules()):
         raise ValueError(f"The LoRA targets {targets!r} match no module of {type(model).__name__}.")
     config = LoraConfig(
         r=r,
@@ -69,10 +69,11 @@ def apply_lora(
         use_dora=use_dora,
         target_modules=targets,
         modules_to_save=list(modules_to_save) if modules_to_save else None,
-        # GPT-2 keeps its weights as (in, out); peft decides per layer and only warns when this disagrees.
-        fan_in_fan_out=all(type(module).__name__ == "Conv1D" for module in matched),
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # GPT-2 keeps its weights as (in, out): peft sees that layer by layer and warns at each.
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+        return get_peft_model(model, config)
 
 
 def _matches(targets, name: str) -> bool:

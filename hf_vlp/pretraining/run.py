@@ -104,6 +104,7 @@ def train_stage(stage: RunArguments, model=None, processor=None, *, show: Callab
     records = load_records(stage.data, "train")
     if model is None:
         model, processor = build_model_and_processor(stage.model, iterate_captions(records), task=stage.task)
+    use_cache = getattr(model.config, "use_cache", None)
     freeze_towers(model, stage.model.freeze)
     if stage.peft is not None:
         options = dataclasses.asdict(stage.peft)
@@ -111,6 +112,8 @@ def train_stage(stage: RunArguments, model=None, processor=None, *, show: Callab
         model = apply_lora(model, **options)
     trainer = make_trainer(stage, model, processor, records, show=show)
     outcome = trainer.train(resume_from_checkpoint=find_checkpoint(stage, show))
+    if use_cache is not None:
+        model.config.use_cache = use_cache  # Trainer switches it off, and it would be saved so
     if trainer.bad_sample_counts.get("bad"):
         counts = trainer.bad_sample_counts
         show(f"Bad samples: {counts['bad']:,} of {counts['seen']:,} were skipped ({counts}).")

@@ -240,7 +240,7 @@ class VlpTrainer(Trainer):
             num_steps = self.state.global_step - self._last_drained
             self._last_drained = self.state.global_step
             logs.update(self._drain(num_steps))
-            if len(set(self._learning_rates.values())) > 1:
+            if len({group.get("initial_lr", group["lr"]) for group in self.optimizer.param_groups}) > 1:
                 logs.update({f"learning_rate_{name}": value for name, value in self._learning_rates.items()})
         super().log(logs, start_time)
 
