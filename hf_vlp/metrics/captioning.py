@@ -6,9 +6,7 @@ pycocoevalcap, see `java_metrics`. Every number of `tests/fixtures/metrics` is r
 Names: `cider_d` is what the COCO tool and the papers call "CIDEr"; `cider` is the plain form of the CVPR paper.
 """
 
-import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,6 +20,7 @@ from hf_vlp.metrics.cider import (
     cider_of_tokens,
 )
 from hf_vlp.metrics.java_metrics import meteor, meteor_of_tokens, spice, spice_of_tokens
+from hf_vlp.metrics.ngrams import count_ngrams, find
 from hf_vlp.metrics.ptb_tokenizer import ptb_tokenize
 
 ROUGE_BETA = 1.2
@@ -30,51 +29,37 @@ ROUGE_BETA = 1.2
 _TINY, _SMALL = 1e-15, 1e-9
 
 
-def _bleu_of_counts(
-    correct: Sequence[int], guessed: Sequence[int], length: int, reference_length: float
-) -> list[float]:
-    product, values = 1.0, []
-    for order, (right, total) in enumerate(zip(correct, guessed), start=1):
-        product *= (right + _TINY) / (total + _SMALL)
-        values.append(product ** (1.0 / order))
-    ratio = (length + _TINY) / (reference_length + _SMALL)
-    if ratio < 1.0:
-        values = [value * math.exp(1.0 - 1.0 / ratio) for value in values]
-    return values
+def _bleu(predictions: Sequence[str], references: Sequence[Sequence[str]], max_n: int, per_sample: bool) -> dict:
+    table = count_ngrams(predictions, references, max_n)
+    num_images = table.num_images
+    lengths = table.lengths[:num_images]
+    # the closest reference, the shorter one of two that are equally close
+    reference_lengths = table.lengths[num_images:]
+    image = table.image[num_images:]
+    order = np.lexsort((reference_lengths, np.abs(reference_lengths - lengths[image]), image))
+    closest = reference_lengths[order][np.searchsorted(image, np.arange(num_images))]
 
+    correct = np.zeros((max_n, num_images))
+    guessed = np.maximum(0, lengths - np.arange(max_n)[:, None])
+    for index, ngrams in enumerate(table.orders):
+        keys = table.image[ngrams.caption] * max(1, ngrams.size) + ngrams.ngram
+        first = np.searchsorted(ngrams.caption, num_images)
+        # the most that any one reference has of an n-gram: the last of the rows sorted by n-gram and count
+        order = np.lexsort((ngrams.count[first:], keys[first:]))
+        sorted_keys, sorted_counts = keys[first:][order], ngrams.count[first:][order]
+        last = np.append(sorted_keys[1:] != sorted_keys[:-1], True)[: len(sorted_keys)]
+        places, present = find(sorted_keys[last], keys[:first])
+        matches = np.minimum(ngrams.count[:first][present], sorted_counts[last][places[present]])
+        correct[index] = np.bincount(ngrams.caption[:first][present], matches, minlength=num_images)
+    if not per_sample:
+        correct, guessed = correct.sum(1, keepdims=True), guessed.sum(1, keepdims=True)
+        lengths, closest = lengths.sum(keepdims=True), closest.sum(keepdims=True)
 
-def _bleu(predictions: Sequence[str], references: Sequence[Sequence[str]], max_n: int, per_sample: bool):
-    sums = np.zeros((2, max_n), dtype=np.int64)
-    length = reference_length = 0
-    rows = []
-    for prediction, texts in zip(predictions, references):
-        words = prediction.split()
-        reference_words = [text.split() for text in texts]
-        most: dict[tuple[str, ...], int] = {}
-        for reference in reference_words:
-            for ngram, count in _count_ngrams(reference, max_n).items():
-                if count > most.get(ngram, 0):
-                    most[ngram] = count
-        correct = [0] * max_n
-        for ngram, count in _count_ngrams(words, max_n).items():
-            correct[len(ngram) - 1] += min(count, most.get(ngram, 0))
-        guessed = [max(0, len(words) - order) for order in range(max_n)]
-        # the closest reference, the shorter one of two that are equally close
-        closest = min((abs(len(reference) - len(words)), len(reference)) for reference in reference_words)[1]
-        if per_sample:
-            rows.append(_bleu_of_counts(correct, guessed, len(words), closest))
-        sums += (correct, guessed)
-        length += len(words)
-        reference_length += closest
-    values = np.array(rows).T if per_sample else _bleu_of_counts(*sums.tolist(), length, reference_length)
-    return {f"bleu_{order}": value for order, value in enumerate(values, start=1)}
-
-
-def _count_ngrams(words: Sequence[str], max_n: int) -> Counter[tuple[str, ...]]:
-    counts: Counter[tuple[str, ...]] = Counter()
-    for order in range(1, max_n + 1):
-        counts.update(zip(*(words[start:] for start in range(order))))
-    return counts
+    products = np.cumprod((correct + _TINY) / (guessed + _SMALL), axis=0)
+    ratio = (lengths + _TINY) / (closest + _SMALL)
+    penalty = np.exp(np.minimum(0.0, 1.0 - 1.0 / ratio))
+    values = {f"bleu_{n}": products[n - 1] ** (1.0 / n) * penalty for n in range(1, max_n + 1)}
+    return values if per_sample else {name: float(value[0]) for name, value in values.items()}
 
 
 def _common_subsequence_length(first: Sequence[str], positions: dict[str, int], length: int) -> int:
@@ -169,25 +154,7 @@ def exact_match(
     return matches.astype(bool) if per_sample else float(matches.mean())
 
 
-def _named(name: str, scores: np.ndarray, per_sample: bool) -> dict:
-    return {name: scores if per_sample else float(scores.mean())}
-
-
-# Each takes tokenised predictions and references, document frequencies and `per_sample`.
-_METRICS: dict[str, Callable[..., dict]] = {
-    "bleu": lambda p, r, _, each: _bleu(p, r, 4, each),
-    "rouge_l": lambda p, r, _, each: _named("rouge_l", _rouge_l(p, r), each),
-    "cider": lambda p, r, df, each: _named(
-        "cider", cider_of_tokens(p, r, document_frequencies=df, clipped=False), each
-    ),
-    "cider_d": lambda p, r, df, each: _named(
-        "cider_d", cider_of_tokens(p, r, document_frequencies=df, clipped=True), each
-    ),
-    "exact_match": lambda p, r, _, each: _named("exact_match", _exact_match(p, r), each),
-    "meteor": lambda p, r, _, each: {"meteor": meteor_of_tokens(p, r)[int(each)]},
-    "spice": lambda p, r, _, each: {"spice": spice_of_tokens(p, r)[int(each)]},
-}
-CAPTION_METRICS = tuple(_METRICS)
+CAPTION_METRICS = ("bleu", "rouge_l", "cider", "cider_d", "exact_match", "meteor", "spice")
 
 
 def caption_metrics(
@@ -220,13 +187,27 @@ def caption_metrics(
     ```
     """
     check_strings(metrics, "metrics")
-    unknown = [name for name in metrics if name not in _METRICS]
+    unknown = [name for name in metrics if name not in CAPTION_METRICS]
     if unknown:
         raise ValueError(f"unknown metrics {unknown}: choose from {list(CAPTION_METRICS)}")
     predictions, references = _tokenized(predictions, references, tokenize)
+    both_ciders: tuple[np.ndarray, ...] | None = None
     values: dict = {}
     for name in metrics:
-        values |= _METRICS[name](predictions, references, document_frequencies, per_sample)
+        if name == "bleu":
+            values |= _bleu(predictions, references, 4, per_sample)
+        elif name in ("meteor", "spice"):
+            # their corpus values are no means
+            of_tokens = meteor_of_tokens if name == "meteor" else spice_of_tokens
+            values[name] = of_tokens(predictions, references)[int(per_sample)]
+        else:
+            if name in ("cider", "cider_d"):
+                # the vectors are the costly part, and the same for both
+                both_ciders = both_ciders or cider_of_tokens(predictions, references, document_frequencies)
+                scores = both_ciders[("cider", "cider_d").index(name)]
+            else:
+                scores = (_rouge_l if name == "rouge_l" else _exact_match)(predictions, references)
+            values[name] = scores if per_sample else float(scores.mean())
     return values
 
 

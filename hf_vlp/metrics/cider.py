@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hf_vlp.metrics.checks import check_pairs, check_references
+from hf_vlp.metrics.ngrams import count_ngrams, find
 from hf_vlp.metrics.ptb_tokenizer import ptb_tokenize
 
 MAX_N = 4
@@ -86,11 +87,8 @@ def _vector(ngrams: Sequence[Sequence[str]], weight_of: _Weights) -> _Vector:
     return _Vector(tuple(weights), tuple(norms), len(ngrams[1]))
 
 
-_GAUSSIAN = [math.exp(-(delta**2) / (2 * SIGMA**2)) for delta in range(256)]
-
-
-def _similarity(prediction: _Vector, references: Sequence[_Vector], clipped: bool) -> float:
-    """Ten times the mean similarity over the references and n."""
+def _similarity(prediction: _Vector, references: Sequence[_Vector]) -> float:
+    """CIDEr-D of one prediction: ten times the mean similarity over the references and n."""
     total = 0.0
     for reference in references:
         value = 0.0
@@ -103,12 +101,10 @@ def _similarity(prediction: _Vector, references: Sequence[_Vector], clipped: boo
             for ngram, own_weight in own.items():
                 weight = other.get(ngram)
                 if weight is not None:
-                    product += (weight if clipped and weight < own_weight else own_weight) * weight
+                    product += min(own_weight, weight) * weight
             value += product / (own_norm * other_norm)
-        if clipped:
-            delta = abs(prediction.length - reference.length)
-            value *= _GAUSSIAN[delta] if delta < len(_GAUSSIAN) else 0.0
-        total += value
+        delta = prediction.length - reference.length
+        total += value * math.exp(-(delta**2) / (2 * SIGMA**2))
     return 10.0 * total / MAX_N / len(references)
 
 
@@ -325,7 +321,7 @@ class CiderDScorer:
                 ends = self.end_token is not None and bool(finished[index])
             vector = self._vector_of(text, ends)
             if vector.length > 0 or vector.weights[0]:
-                scores[index] = _similarity(vector, [self._reference_vector(text) for text in texts], clipped=True)
+                scores[index] = _similarity(vector, [self._reference_vector(text) for text in texts])
         return scores
 
 
@@ -336,34 +332,50 @@ def _rebuild_scorer(document_frequencies, end_token, tokenize, cache_size) -> Ci
 def cider_of_tokens(
     predictions: Sequence[str],
     references: Sequence[Sequence[str]],
-    *,
-    clipped: bool,
     document_frequencies: DocumentFrequencies | None = None,
-) -> np.ndarray:
-    """Scores (n,) of tokenised captions, with the document frequencies of the references unless others are given."""
-    ngrams = [[_ngrams(text.split()) for text in texts] for texts in references]
-    if document_frequencies is None:
-        counts: Counter[str] = Counter()
-        for of_image in ngrams:
-            distinct: set[str] = set()
-            for of_caption in of_image:
-                distinct.update(*of_caption)
-            counts.update(distinct)
-        weight_of = _Weights(counts, len(references))
-    else:
-        weight_of = _Weights(document_frequencies.counts, document_frequencies.num_images)
-    scores = np.zeros(len(predictions))
-    for index, (prediction, of_image) in enumerate(zip(predictions, ngrams)):
-        vector = _vector(_ngrams(prediction.split()), weight_of)
-        scores[index] = _similarity(vector, [_vector(one, weight_of) for one in of_image], clipped)
-    return scores
+) -> tuple[np.ndarray, np.ndarray]:
+    """CIDEr (n,) and CIDEr-D (n,) of tokenised captions, by default with the document frequencies of the references.
+
+    The same numbers as `_similarity`, for all images at once.
+    """
+    table = count_ngrams(predictions, references, MAX_N, with_texts=document_frequencies is not None)
+    num_captions, num_images = len(table.image), table.num_images
+    similarity = np.zeros((2, num_captions))
+    for order in table.orders:
+        image = table.image[order.caption]
+        keys = image * max(1, order.size) + order.ngram
+        first_reference = np.searchsorted(order.caption, num_images)
+        if document_frequencies is None:
+            frequency = np.bincount(np.unique(keys[first_reference:]) % max(1, order.size), minlength=order.size)
+            log_images = math.log(num_images)
+        else:
+            frequency = np.array([document_frequencies.counts.get(text, 0) for text in order.texts])
+            log_images = math.log(document_frequencies.num_images)
+        values = order.count * (log_images - np.log(np.maximum(1, frequency)))[order.ngram]
+        norms = np.sqrt(np.bincount(order.caption, values * values, minlength=num_captions))
+        norms *= norms[table.image]  # of the reference times that of its prediction
+        places, present = find(keys[:first_reference], keys[first_reference:])
+        own, other = values[places[present]], values[first_reference:][present]
+        reference = order.caption[first_reference:][present]
+        for kind, product in enumerate((own * other, np.minimum(own, other) * other)):
+            sums = np.bincount(reference, product, minlength=num_captions)
+            similarity[kind] += np.divide(sums, norms, out=np.zeros(num_captions), where=norms > 0)
+    num_bigrams = np.maximum(table.lengths - 1, 0)
+    difference = (num_bigrams - num_bigrams[table.image]).astype(float)
+    similarity[1] *= np.exp(-(difference**2) / (2 * SIGMA**2))
+    image = table.image[num_images:]
+    scale = 10.0 / MAX_N / np.bincount(image, minlength=num_images)
+    cider_scores, cider_d_scores = (
+        np.bincount(image, of_kind[num_images:], minlength=num_images) * scale for of_kind in similarity
+    )
+    return cider_scores, cider_d_scores
 
 
-def _cider(predictions, references, document_frequencies, tokenize, per_sample, clipped) -> float | np.ndarray:
+def _cider(predictions, references, document_frequencies, tokenize: bool, per_sample: bool, which: int):
     check_pairs(predictions, references)
     if tokenize:
         predictions, references = ptb_tokenize(predictions), [ptb_tokenize(texts) for texts in references]
-    scores = cider_of_tokens(predictions, references, clipped=clipped, document_frequencies=document_frequencies)
+    scores = cider_of_tokens(predictions, references, document_frequencies)[which]
     return scores if per_sample else float(scores.mean())
 
 
@@ -386,7 +398,7 @@ def cider(
     Raises `TypeError` and `ValueError` for strings in the place of lists, empty reference lists, and lists of unequal
     length.
     """
-    return _cider(predictions, references, document_frequencies, tokenize, per_sample, clipped=False)
+    return _cider(predictions, references, document_frequencies, tokenize, per_sample, which=0)
 
 
 def cider_d(
@@ -402,4 +414,4 @@ def cider_d(
     Arguments, errors and the case of one single image: as for `cider`. Papers quote 100 times this value (1.277 is
     "127.7").
     """
-    return _cider(predictions, references, document_frequencies, tokenize, per_sample, clipped=True)
+    return _cider(predictions, references, document_frequencies, tokenize, per_sample, which=1)

@@ -49,8 +49,8 @@ def meteor_of_tokens(predictions: Sequence[str], references: Sequence[Sequence[s
     _require("METEOR")
     from pycocoevalcap.meteor.meteor import Meteor
 
-    # The program reads lines and answers lines: an empty prediction would shift them, so it gets a word that matches
-    # nothing.
+    # The program reads lines and answers lines, and an empty prediction would shift them: it gets a word that matches
+    # nothing, which adds one word to the length of the corpus.
     texts = [text if text.strip() else "\u2205" for text in predictions]
     try:
         corpus, scores = Meteor().compute_score(*_as_dicts(texts, references))

@@ -268,3 +268,8 @@ def _tokenize(caption: str) -> str:
     if _READS_ACROSS_BLANKS.search(caption):
         return " ".join(_scan(caption))
     return " ".join([tokens for tokens in map(_scan_chunk, caption.split()) if tokens])
+
+
+def clear_cache() -> None:
+    """Forget the words already cut (for measurements; the cache is bounded and never wrong)."""
+    _scan_chunk.cache_clear()

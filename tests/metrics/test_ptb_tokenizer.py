@@ -1,5 +1,5 @@
-"""The PTB tokeniser of caption metrics: every recorded pair of the Stanford tokenizer, one test per group of rules with
-outputs recorded from it that the recorded pairs do not contain, laws (independence of the batch, of outer blanks), bad input."""
+"""The PTB tokeniser of caption metrics: every recorded pair of the Stanford tokenizer, for each group of rules outputs
+recorded from it that those pairs do not contain, independence of the batch and of outer blanks, bad input."""
 
 import pytest
 
