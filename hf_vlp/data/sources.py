@@ -39,6 +39,7 @@ import json
 import logging
 import os
 import re
+import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -275,6 +276,8 @@ class _Opener:
             files = _expand(explicit)
             return self._open_files(self._kind_of(files), files)
         kind = self._kind()
+        if kind in ("disk", "imagefolder") and not os.path.isdir(self.arguments.source):
+            raise ValueError(f"There is no folder {self.arguments.source!r} (looked in {os.getcwd()}).")
         if kind in ("scenes", "hub", "disk", "imagefolder"):
             return getattr(self, f"_open_{kind}")()
         found = _expand([self.arguments.source], kind)
@@ -344,6 +347,8 @@ class _Opener:
             raise ValueError(f"{here} cannot be opened on the Hub: {error}") from error
         except ConnectionError as error:
             raise ValueError(f"{here} the Hub cannot be reached: {error}") from error
+        except StopIteration:  # how readers of some kinds meet a file of length zero
+            raise ValueError(f"{options.get('data_files') or path} holds no records.") from None
 
     def _open_scenes(self):
         from hf_vlp.data.scenes import make_scenes
@@ -379,7 +384,10 @@ class _Opener:
     def _open_disk(self):
         import datasets
 
-        dataset = datasets.load_from_disk(self.arguments.source)
+        try:
+            dataset = datasets.load_from_disk(self.arguments.source)
+        except FileNotFoundError as error:
+            raise ValueError(f"{error} It must be a folder written by save_to_disk; otherwise set kind.") from error
         dataset = self._pick(dataset) if isinstance(dataset, dict) else self._only(dataset)
         return dataset.to_iterable_dataset(num_shards=min(8, max(1, len(dataset)))) if self.streaming else dataset
 
@@ -448,8 +456,10 @@ def _naming_damaged_files(files):
 
     try:
         yield
-    except (DatasetGenerationError, pyarrow.ArrowException, UnicodeDecodeError, KeyError) as error:
+    except (DatasetGenerationError, pyarrow.ArrowException, tarfile.TarError, UnicodeDecodeError, KeyError) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        if type(cause) is ValueError:  # our own readers say all there is to say
+            raise cause from error
         raise ValueError(
             f"Cannot read {files}: {type(cause).__name__}: {cause}. Check that the files are complete and of the kind "
             "they claim to be."
@@ -459,12 +469,17 @@ def _naming_damaged_files(files):
 def _read_annotations(kind: str, path: str, split: str, image_root: str, stamp: str):
     from hf_vlp.data import annotations
 
-    if kind == "karpathy":
-        yield from annotations.read_karpathy(path, split, image_root)
-    elif kind == "coco":
-        yield from annotations.read_coco_captions(path, image_root)
-    else:
-        yield from annotations.read_visual_genome(path, image_root)
+    try:
+        if kind == "karpathy":
+            yield from annotations.read_karpathy(path, split, image_root)
+        elif kind == "coco":
+            yield from annotations.read_coco_captions(path, image_root)
+        else:
+            yield from annotations.read_visual_genome(path, image_root)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not laid out like a {kind} file: {type(error).__name__}: {error}. Check the file, or set kind."
+        ) from error
 
 
 def _record_features():

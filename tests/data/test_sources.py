@@ -490,6 +490,34 @@ def test_missing_files_and_folders_are_refused(tmp_path, arguments, monkeypatch)
             load_records(arguments(source))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_sources_of_another_kind_or_layout_are_refused(streaming, tmp_path, arguments):
+    lines = make_jsonl(tmp_path / "a")
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "coco.json").write_text('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1}]}')
+    mixed = [str(lines), str(make_parquet(tmp_path / "p") / "val-00000-of-00001.parquet")]
+    cases = [
+        (arguments("/gone", kind="imagefolder"), "There is no folder '/gone'"),
+        (arguments("/gone", kind="disk"), "There is no folder '/gone'"),
+        (arguments(lines.parent, kind="disk"), "save_to_disk; otherwise set kind"),
+        (arguments(tmp_path / "coco.json"), "coco.json is not laid out like a coco file: KeyError: 'caption'"),
+        (arguments(tmp_path / "empty.jsonl"), "empty.jsonl.* holds no records"),
+        (arguments(train_files=mixed), "must be of one known type"),
+        (arguments(train_files=[str(lines)], kind="imagefolder"), "read one by one"),
+    ]
+    for settings, message in cases:
+        with pytest.raises(ValueError, match=message):
+            list(load_records(settings, streaming=streaming))
+
+
+def test_missing_picture_of_an_imagefolder_stays_a_record(tmp_path, arguments):
+    """It is the collator's to count; nothing may vanish in silence."""
+    source = make_imagefolder(tmp_path / "data")
+    (source / "train" / "3.png").unlink()
+    for streaming in (False, True):
+        assert len(list(load_records(arguments(source), streaming=streaming))) == NUMBER
+
+
 def test_missing_image_root_is_refused(tmp_path, arguments):
     for source in (make_jsonl(tmp_path / "a"), make_coco(tmp_path / "b")):
         with pytest.raises(ValueError, match="image_root '/gone' is not a folder"):
@@ -498,7 +526,7 @@ def test_missing_image_root_is_refused(tmp_path, arguments):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_damaged_files_are_refused_by_name(streaming, tmp_path, arguments):
-    cases = {"a.parquet": b"PAR1 no parquet", "a.jsonl": b"{not json", "dataset_coco.json": b'{"sentences": ['}
+    cases = {"a.parquet": b"PAR1 no parquet", "a.jsonl": b"{not json", "a.tar": b"x" * 9, "b.json": b'{"sentences": ['}
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=re.escape(name)):
