@@ -230,8 +230,9 @@ def _require_records(dataset, arguments: DataArguments, split: str):
 
 def _require_captions(dataset, arguments: DataArguments):
     start = 0
+    texts_only = dataset.select_columns(["captions"])  # the bytes of the pictures need not be read for this
     while start < len(dataset):  # ends at the first caption, thus nearly always in the first piece
-        piece = dataset[start : start + 1000]["captions"]
+        piece = texts_only[start : start + 1000]["captions"]
         if any(text is not None and text.strip() for captions in piece for text in captions or []):
             return
         start += 1000
