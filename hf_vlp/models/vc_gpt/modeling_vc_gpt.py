@@ -49,6 +49,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_vc_gpt import VcGptConfig
 
+DEFAULT_NEW_TOKENS = 20  # of `generate`; a decision of this package, enough for a caption
+
 
 @dataclass
 class VcGptFusionOutput(ModelOutput):
@@ -747,6 +749,7 @@ class VcGptForConditionalGeneration(VcGptPreTrainedModel, GenerationMixin):
         if config.variant == "vc_gpt":
             self.fusion_lm_head = nn.Linear(dim, vocab_size, bias=False)  # W^fuse
         self.post_init()
+        self.generation_config.max_new_tokens = DEFAULT_NEW_TOKENS
 
     @classmethod
     def from_vision_text_pretrained(
