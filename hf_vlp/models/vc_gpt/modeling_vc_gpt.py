@@ -893,11 +893,14 @@ class VcGptForConditionalGeneration(VcGptPreTrainedModel, GenerationMixin):
         )
         loss = None
         if labels is not None:
+            num_targets = kwargs.get("num_items_in_batch")
+            if num_targets is None:  # a batch without any target has loss 0, not 0 / 0
+                num_targets = (labels[:, 1:] != -100).sum().clamp(min=1)
             loss = self.loss_function(
                 logits=logits,
                 labels=labels,
                 vocab_size=self.config.text_config.vocab_size,
-                num_items_in_batch=kwargs.get("num_items_in_batch"),
+                num_items_in_batch=num_targets,
             )
         return VcGptConditionalGenerationOutput(
             loss=loss,
