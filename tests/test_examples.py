@@ -1,0 +1,128 @@
+"""Everything under `examples/`: configurations and scripts.
+
+Covers: each YAML opens with command, data, hardware, time and score; passes the real parser as it is; and trains one
+step with a tiny model on scenes, every other setting being its own; scripts run, and stay short.
+"""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_vlp.hub.export import save_repository
+from tests.hub.tiny_vc_gpt import make_picture, make_tiny_model, make_tiny_processor
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CONFIGS = sorted((EXAMPLES / "configs").glob("*.yaml"))
+SCRIPTS = sorted((EXAMPLES / "scripts").glob("*.py"))
+# What the machines of the recipes have and a test does not.
+NO_GPU = {"training.bf16": False, "training.dataloader_num_workers": 0}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    return save_repository(directory, model=make_tiny_model(), processor=make_tiny_processor())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Six pictures with captions in each of three splits, as an imagefolder."""
+    root = tmp_path_factory.mktemp("pictures")
+    for split in ("train", "validation", "test"):
+        (root / split).mkdir()
+        lines = []
+        for seed in range(6):
+            make_picture(seed).save(root / split / f"{seed}.png")
+            lines.append(f'{{"file_name": "{seed}.png", "captions": ["a red circle", "number {seed}"]}}')
+        (root / split / "metadata.jsonl").write_text("\n".join(lines))
+    return root
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_configuration_opens_with_what_to_expect(config):
+    head = "".join(line for line in config.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert all(f"# {word}:" in head for word in ("command", "hardware", "time", "score")), head
+    command = re.search(r"# command: +(.*(?:\n#   +.*)*)", head).group(1)
+    assert config.name in command
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_configuration_passes_the_parser(config):
+    from hf_vlp.pretraining.arguments import parse_arguments
+
+    assert parse_arguments(config, NO_GPU).stages()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_configuration_trains_a_step(config, model, tmp_path):
+    from hf_vlp.pretraining.arguments import read_yaml
+    from hf_vlp.pretraining.run import train
+
+    content = read_yaml(config)
+    content["model"] = {"model_name_or_path": str(model)}
+    content["data"] = {"source": "scenes", "num_scenes": 8, "num_eval_scenes": 4}
+    content["batches"] = {**content.get("batches", {}), "max_length": 24}
+    if content["batches"].get("captions_per_image", 1) != 1:
+        content["batches"]["captions_per_image"] = 2
+    content.get("self_critical", {}).pop("document_frequencies", None)
+    flags = {**NO_GPU, "training.output_dir": str(tmp_path), "training.max_steps": 1, "training.use_cpu": True}
+    flags |= {"training.per_device_train_batch_size": 2, "evaluation.constant_candidates": 2}
+    flags |= {"evaluation.generation.max_new_tokens": 4, "training.disable_tqdm": True}
+    metrics = train(content, flags, show=lambda text: None)
+    assert metrics["train_steps"] == 1
+    assert metrics["train_loss"] == metrics["train_loss"]  # a number
+    assert (tmp_path / "README.md").is_file()
+
+
+def run_script(name: str, *arguments, monkeypatch):
+    script = EXAMPLES / "scripts" / f"{name}.py"
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def test_every_script_is_short_and_has_a_test():
+    assert {script.stem for script in SCRIPTS} == {
+        "caption_folder",
+        "compare_with_shuffled",
+        "evaluate_model",
+        "finetune_lora",
+    }
+    assert all(len(script.read_text().splitlines()) <= 60 for script in SCRIPTS)
+
+
+def test_caption_folder_writes_a_line_per_picture(model, folder, tmp_path, monkeypatch):
+    run_script("caption_folder", model, folder / "test", tmp_path / "captions.jsonl", monkeypatch=monkeypatch)
+    assert len((tmp_path / "captions.jsonl").read_text().splitlines()) == 6
+
+
+def test_evaluate_model_prints_scores_and_the_worst_captions(model, folder, monkeypatch, capsys):
+    run_script("evaluate_model", model, folder, monkeypatch=monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert "'cider_d': " in lines[0]
+    assert len([line for line in lines if "(reference: 'a red circle')" in line]) == 5
+
+
+def test_compare_with_shuffled_prints_both_baselines(model, folder, monkeypatch, capsys):
+    run_script("compare_with_shuffled", model, folder, monkeypatch=monkeypatch)
+    output = capsys.readouterr().out
+    assert "pictures shuffled" in output
+    assert "constant: " in output
+
+
+def test_finetune_lora_saves_adapters_and_a_merged_model(model, folder, tmp_path, monkeypatch, capsys):
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    run_script("finetune_lora", model, folder, tmp_path, "2", monkeypatch=monkeypatch)
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    base = AutoModelForImageTextToText.from_pretrained(model)
+    inputs = make_tiny_processor()(images=[make_picture()], text=["a"])
+    before = base(**inputs).logits
+    adapted = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    # Adding the product to the weights first changes the order of the sums.
+    torch.testing.assert_close(adapted(**inputs).logits, merged(**inputs).logits, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(before, merged(**inputs).logits)
