@@ -132,6 +132,7 @@ def _any_of(words: Iterable[str]) -> str:
 
 
 # Each row: what the token is, what must follow it (adds to the reach, stays in the text), and how the token is spelt.
+# Repetitions of parts that fail as a whole are bounded: the next token tries again, which would take quadratic time.
 _TABLE: tuple[tuple[str, str, Callable[[str], list[str]]], ...] = (
     # Markup, addresses, handles
     (
@@ -142,11 +143,11 @@ _TABLE: tuple[tuple[str, str, Callable[[str], list[str]]], ...] = (
     ),
     (r"(?i:https?)://[^\s\"<>|()]*[^\s\"<>|()?.,!{}-]", "", _spell),
     (
-        rf"(?:(?i:www)\.(?:{_A}+[.-])+[A-Za-z]{{2,4}}|{_L}{_A}*(?:[.-]{_A}+)*\.(?i:com|net|org|edu)){_URL_PATH}",
+        rf"(?:(?i:www)\.(?:{_A}+[.-])+[A-Za-z]{{2,4}}|{_L}{_A}*(?:[.-]{_A}+){{0,9}}\.(?i:com|net|org|edu)){_URL_PATH}",
         "",
         _spell,
     ),
-    (rf"<?[A-Za-z0-9][^\s\"<>|(){{}}]*@(?:{_DOMAIN_PART}\.)*{_DOMAIN_PART}>?", "", _spell),
+    (rf"<?[A-Za-z0-9][^\s\"<>|(){{}}]{{0,63}}@(?:{_DOMAIN_PART}\.)*{_DOMAIN_PART}>?", "", _spell),
     (r"@[A-Za-z_][A-Za-z0-9_]*", "", _spell),
     (rf"#{_L}+", "", _spell),
     (r"&#\d+;", "", _spell),
@@ -181,11 +182,11 @@ _TABLE: tuple[tuple[str, str, Callable[[str], list[str]]], ...] = (
     (rf"(?i:{_any_of(_NUMBERED_ABBREVIATIONS)})\.", r"\s?\d", _spell),
     (_L, rf"\.\s+(?:{_any_of(_SENTENCE_OPENERS)})(?=\s|$)", _spell),
     (rf"(?:{_L}\.)+|(?i:ph\.d\.)", "", _spell),
-    (rf"{_A}+(?:[-.]{_A}+)*\.", "[,;:]", _spell),
+    (rf"{_A}+(?:[-.]{_A}+){{0,9}}\.", "[,;:]", _spell),
     # Words, with hyphens, slashes, full stops and the like inside
     (rf"{_L}{_A}*(?:[.?!]{_L}{_A}*)+", "", _spell),
     (rf"(?:{_ELISION}{_A})?{_A}+(?:{_HYPHEN}(?:{_ELISION}{_A})?{_A}+)*", "", _spell),
-    (rf"{_A}+(?:[.,]{_A}+)*[.,]?(?:-{_A}+)+", "", _spell),
+    (rf"{_A}+(?:[.,]{_A}+){{0,9}}[.,]?(?:-{_A}+)+", "", _spell),
     (r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}", "", _spell),
     (r"[A-Z]+(?:(?:\+|&(?:amp;)?)[A-Z]+)+", "", _spell_entity),
     (r"[cC]\+\+|[cCfF]#", "", _spell),

@@ -1,4 +1,4 @@
-"""BLEU, ROUGE-L, CIDEr, CIDEr-D, exact match: published and exact numbers of the COCO tool (corpus and per image), plain
+"""BLEU, ROUGE-L, CIDEr, CIDEr-D, exact match: published and exact numbers of the COCO tool (corpus, per image), plain
 CIDEr against a direct computation from its formula, laws, empty and single captions, ties, errors for bad input."""
 
 import math

@@ -1,6 +1,8 @@
 """The PTB tokeniser of caption metrics: every recorded pair of the Stanford tokenizer, for each group of rules outputs
 recorded from it that those pairs do not contain, independence of the batch and of outer blanks, bad input."""
 
+import time
+
 import pytest
 
 from hf_vlp.metrics import ptb_tokenize
@@ -100,8 +102,19 @@ def test_outer_blanks_and_line_breaks_do_not_matter(tokeniser_pairs):
     assert ptb_tokenize(["a dog\nruns"]) == ["a dog runs"]
 
 
-def test_a_very_long_caption_takes_no_quadratic_time():
-    # a million characters; a rule that starts over at every character would take hours
+@pytest.mark.parametrize("part", ["a,", "b.c-", "a'", "n't", "@a", "<a ", "(1", "http://", "a.,", "&", "inc."])
+def test_garbage_without_blanks_takes_linear_time(part):
+    def seconds(length):
+        text = part * (length // len(part))
+        start = time.process_time()
+        ptb_tokenize([text])
+        return time.process_time() - start
+
+    # eight times the text: 64 times the time if a rule read to the end from every token
+    assert seconds(16_000) < 24 * max(seconds(2_000), 0.004)
+
+
+def test_a_long_caption_is_tokenised_whole():
     assert ptb_tokenize(["a" * 1_000_000]) == ["a" * 1_000_000]
     assert len(ptb_tokenize(["a dog, 5 cats and " * 20_000])[0].split()) == 100_000
 
