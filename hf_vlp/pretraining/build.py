@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
@@ -39,12 +40,9 @@ def make_config(architecture: str, values: dict) -> PreTrainedConfig:
     check_config_keys(config_class, values)
     try:
         return config_class(**values)
-    except (TypeError, ValueError) as error:  # includes what huggingface_hub's @strict raises
-        raise ValueError(f"model.config does not describe a {architecture} model: {error}") from error
-    except Exception as error:
-        if type(error).__module__.startswith("huggingface_hub"):
-            raise ValueError(f"model.config does not describe a {architecture} model: {error}") from error
-        raise
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        reason = error.__cause__ or error  # validators of huggingface_hub wrap what went wrong
+        raise ValueError(f"model.config does not describe a {architecture} model: {reason}") from error
 
 
 def check_architecture(path: str | os.PathLike, architecture: str) -> PreTrainedConfig:

@@ -92,11 +92,11 @@ def test_flags_win_over_the_yaml():
         "--learning_rate 2e-3 --training.max_steps=7 --model.config.fusion_dropout 0 --freeze vision language".split()
     )
     run = parse_arguments(
-        content, [*flags, "--no-logging-first-step", "--bf16-full-eval", "--objective", "model_loss"]
+        content, [*flags, "--no-logging-first-step", "--save-only-model", "--objective", "model_loss"]
     )
     assert run.training.learning_rate == 2e-3
     assert run.training.max_steps == 7
-    assert run.training.bf16_full_eval is True
+    assert run.training.save_only_model is True
     assert run.training.logging_first_step is False
     assert run.model.config == {"num_fusion_layers": 2, "fusion_dropout": 0}
     assert run.model.freeze == ["vision", "language"]

@@ -1,0 +1,64 @@
+"""Run by test_distributed.py in one process or under torch.distributed.run: `two_processes.py MODE OUTPUT_DIR`."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import save_file
+
+from hf_vlp.data.collators import CaptionCollator
+from hf_vlp.pretraining.arguments import SelfCriticalArguments, VlpTrainingArguments
+from hf_vlp.pretraining.self_critical import SelfCriticalCollator, SelfCriticalTrainer
+from hf_vlp.pretraining.trainer import VlpTrainer
+from tests.training.test_resume import make_stream
+from tests.training.test_self_critical import make_scorer
+from tests.training.tiny import make_model, make_processor, make_records
+
+
+def main(mode: str, output_dir: Path):
+    torch.set_num_threads(1)
+    processor = make_processor()
+    num_processes = PartialState(cpu=True).num_processes
+    args = VlpTrainingArguments(
+        str(output_dir),
+        per_device_train_batch_size=8 // num_processes,
+        gradient_accumulation_steps=2,
+        max_steps=4,
+        learning_rate=1e-2,
+        logging_steps=1,
+        save_steps=2,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+    )
+    options = {"model": make_model(processor, dropout=0.0), "args": args, "processing_class": processor}
+    # captions of different lengths: a mean per process would not be the mean over all tokens
+    records = make_records(32)
+    for index, record in enumerate(records):
+        record["captions"] = ["red " * (1 + 3 * (index % 2)) + record["captions"][0]]
+    records[5] = {**records[5], "image": b"no picture"}
+    if mode == "self_critical":
+        trainer = SelfCriticalTrainer(
+            train_dataset=records,
+            data_collator=SelfCriticalCollator(processor),
+            scorer=make_scorer(processor),
+            settings=SelfCriticalArguments(num_samples=2, max_new_tokens=6),
+            **options,
+        )
+    else:
+        data = make_stream(12, 2) if mode == "stream" else records
+        trainer = VlpTrainer(train_dataset=data, data_collator=CaptionCollator(processor), **options)
+    trainer.train(resume_from_checkpoint=str(output_dir / "checkpoint-2") if mode == "resume" else None)
+    rank = trainer.args.process_index
+    weights = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    save_file(weights, str(output_dir / f"weights-{rank}.safetensors"))
+    if rank == 0:
+        content = {"history": trainer.state.log_history, "bad_samples": trainer.bad_sample_counts}
+        (output_dir / "result.json").write_text(json.dumps(content))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
