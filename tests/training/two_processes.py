@@ -49,9 +49,9 @@ def main(mode: str, output_dir: Path):
             **options,
         )
     else:
-        data = make_stream(12, 2) if mode == "stream" else records
+        data = make_stream(12, 2) if mode.startswith("stream") else records
         trainer = VlpTrainer(train_dataset=data, data_collator=CaptionCollator(processor), **options)
-    trainer.train(resume_from_checkpoint=str(output_dir / "checkpoint-2") if mode == "resume" else None)
+    trainer.train(resume_from_checkpoint=str(output_dir / "checkpoint-2") if mode.endswith("resume") else None)
     rank = trainer.args.process_index
     weights = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     save_file(weights, str(output_dir / f"weights-{rank}.safetensors"))
