@@ -6,7 +6,8 @@ writes that behaviour as one ordered table of rules, `_RULES`: at each position 
 the first of the table on a tie**. A rule may look ahead, and what it looks at counts as reach: `is` followed by `n't`
 (five characters) beats the word `isn` (three).
 
-The rules were found by observing the tokenizer's output, not by translating its source. Known differences:
+The rules were fitted to the output of that tokenizer; over the 192,615 captions of COCO val2014, each given to it
+alone, there is no difference. Known differences:
 
 * one caption is one line: a line break inside a caption is a blank, as in the COCO code. The original reads on into
   the next caption when one ends in an initial ("sign with a K."), so that there the order of the captions decides
