@@ -1,7 +1,7 @@
 """Penn Treebank tokenisation of captions as the COCO caption evaluation does it, in Python, with no Java.
 
 Caption scores are only comparable when the words are cut the same way. The COCO evaluation cuts them with the Stanford
-`PTBTokenizer` (CoreNLP 3.4.1, `-preserveLines -lowerCase`) and then drops sixteen punctuation tokens. This module
+`PTBTokenizer` (CoreNLP 3.4.1, `-preserveLines -lowerCase`) and then drops seventeen punctuation tokens. This module
 writes that behaviour as one ordered table of rules, `_RULES`: at each position **the rule that reaches furthest wins,
 the first of the table on a tie**. A rule may look ahead, and what it looks at counts as reach: `is` followed by `n't`
 (five characters) beats the word `isn` (three).
