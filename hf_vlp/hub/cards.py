@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_vlp.adapters import parameter_counts
-
 _CARDS = Path(__file__).parent / "model_cards"
 NOT_MEASURED = "not measured"
+# Stands in the examples for an id that is not known yet; `push_repository` fills it in.
+PLACEHOLDER_ID = "path/or/id"
 
 # Key in a dictionary of metrics -> (metric of the Hub, name on the card).
 _METRIC_NAMES = {
@@ -148,7 +148,7 @@ def make_card(
         licence_text=metadata["license"],
         facts=facts,
         description=description.strip(),
-        model_id=model_id or "path/or/id",
+        model_id=model_id or PLACEHOLDER_ID,
         evaluation=_render_evaluations(evaluations),
         paper_results=_render_paper_results(data, plain.config, evaluations),
         training=_render_training(training),
@@ -179,6 +179,8 @@ def _make_results(evaluations: list[Evaluation], task_type: str, task_name: str)
 
 def _describe_size(model) -> str:
     """Parameters in all and in each group, tied ones once, adapters apart."""
+    from hf_vlp.adapters import parameter_counts  # imports torch, which an upload does without
+
     sizes = {part: total for part, (total, _) in parameter_counts(model).items()}
     own = {part: size for part, size in sizes.items() if "(adapters)" not in part}
     text = f"{format_count(sum(own.values()))} parameters"
@@ -276,4 +278,12 @@ def _bullets(items: list[str]) -> str:
     return "\n".join(f"* {item.strip()}" for item in items)
 
 
-__all__ = ["NOT_MEASURED", "Evaluation", "format_count", "load_card_data", "make_card", "metric_name"]
+__all__ = [
+    "NOT_MEASURED",
+    "PLACEHOLDER_ID",
+    "Evaluation",
+    "format_count",
+    "load_card_data",
+    "make_card",
+    "metric_name",
+]
