@@ -118,7 +118,7 @@ class VlpTrainingArguments(TrainingArguments):
     group_learning_rates: dict | None = field(
         default=None,
         metadata={
-            "help": "Learning rates of groups of parameters (vision, language, fusion); the others take learning_rate."
+            "help": "Rates of groups of parameters (vision, language, fusion), others take learning_rate; null undoes."
         },
     )
     layer_decay: float = setting(1.0, "Factor on the learning rate for each layer below the top (1: off).")
@@ -467,6 +467,12 @@ def _check_run(run: RunArguments):
         raise ValueError("peft.merge: false saves adapters for an existing checkpoint: set model.model_name_or_path.")
     if run.evaluation.split is None and run.training.eval_strategy != "no":
         raise ValueError("evaluation.split is null: set training.eval_strategy to 'no'.")
+    if run.data.streaming:
+        if run.training.max_steps <= 0:
+            raise ValueError("A stream has no length (data.streaming): set training.max_steps.")
+        for name in ("eval_strategy", "save_strategy"):
+            if getattr(run.training, name) == "epoch":
+                raise ValueError(f"A stream has no epochs (data.streaming): set training.{name} to steps.")
     best = run.training.metric_for_best_model
     needs_captions = best is not None and best.removeprefix("eval_").split("_")[0] != "loss"
     if needs_captions and run.evaluation.num_samples == 0:

@@ -147,6 +147,24 @@ def _make_tokenizer(settings: ModelArguments, captions: Iterable[str]):
     return train_gpt2_tokenizer(itertools.islice(captions, settings.tokenizer_captions), settings.vocab_size)
 
 
+def check_lengths(run: RunArguments, model) -> None:
+    """Raise ValueError when captions of the run can be longer than the positions that the model has."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return
+    lengths = {
+        "batches.max_length": run.batches.max_length,
+        "evaluation.generation.max_new_tokens": run.evaluation.generation.get("max_new_tokens", 0),
+        "self_critical.max_new_tokens": run.self_critical.max_new_tokens,
+    }
+    for name, length in lengths.items():
+        if length > positions:
+            raise ValueError(
+                f"{name}={length} is longer than the {positions} positions of the language model: lower it, or raise "
+                "model.config.text_config.n_positions."
+            )
+
+
 def freeze_towers(model, towers: Sequence[str]) -> None:
     """Freeze exactly these towers (vision, language); the rest trains."""
     model.requires_grad_(True)
@@ -211,6 +229,7 @@ __all__ = [
     "build_model_and_processor",
     "check_architecture",
     "check_config_keys",
+    "check_lengths",
     "first_records",
     "freeze_towers",
     "iterate_captions",

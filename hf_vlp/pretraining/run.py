@@ -1,6 +1,7 @@
 """A training run from one YAML: parse, build, train, evaluate, save."""
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from hf_vlp.metrics.captioning import CiderDScorer, DocumentFrequencies, build_d
 from hf_vlp.pretraining.arguments import RunArguments, parse_arguments
 from hf_vlp.pretraining.build import (
     build_model_and_processor,
+    check_lengths,
     first_records,
     freeze_towers,
     iterate_captions,
@@ -35,6 +37,8 @@ logger = logging.get_logger(__name__)
 
 METRICS_NAME = "metrics.json"
 SETTINGS_NAME = "run.yaml"
+# Training captions among which the best constant one is searched: all of Flickr8k, the first fifth of COCO.
+MAX_CONSTANT_POOL = 100_000
 
 
 def train(
@@ -104,6 +108,7 @@ def train_stage(stage: RunArguments, model=None, processor=None, *, show: Callab
     records = load_records(stage.data, "train")
     if model is None:
         model, processor = build_model_and_processor(stage.model, iterate_captions(records), task=stage.task)
+    check_lengths(stage, model)
     use_cache = getattr(model.config, "use_cache", None)
     freeze_towers(model, stage.model.freeze)
     if stage.peft is not None:
@@ -202,7 +207,9 @@ def evaluate(stage: RunArguments, model, processor, records, *, show: Callable[[
     """The final evaluation: every split of `evaluation.final_splits`, scores named `<split>_<metric>`."""
     evaluation = stage.evaluation
     metrics: dict[str, Any] = {}
-    captions = list(iterate_captions(records)) if evaluation.final_splits and evaluation.constant_candidates else None
+    captions = None
+    if evaluation.final_splits and evaluation.constant_candidates:
+        captions = list(itertools.islice(iterate_captions(records), MAX_CONSTANT_POOL))
     for split in evaluation.final_splits:
         scores = evaluate_captioning(
             model,

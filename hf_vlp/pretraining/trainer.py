@@ -79,6 +79,11 @@ class VlpTrainer(Trainer):
     def __init__(self, model=None, args=None, data_collator=None, train_dataset=None, eval_collator=None, **kwargs):
         self._stream_loader = None
         self.eval_collator = eval_collator
+        if args is not None and args.label_smoothing_factor:
+            raise ValueError(
+                "label_smoothing_factor is not supported: Trainer would smooth against labels that are not shifted. "
+                "Leave it at 0."
+            )
         if train_dataset is not None and not hasattr(train_dataset, "__len__"):
             if args is None or args.max_steps <= 0:
                 raise ValueError("A stream has no length: set max_steps (training.max_steps in the YAML).")

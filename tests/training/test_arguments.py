@@ -74,6 +74,8 @@ def test_unknown_keys_name_the_nearest_one(content, message):
         ({"model": {"architecture": "blip"}}, r"'blip'.*vc_gpt"),
         ({"model": {"freeze": ["everything"]}}, r"everything"),
         ({"model": {"vision_model_name_or_path": "clip"}}, r"needs both"),
+        ({"data": {"streaming": True}}, r"max_steps"),
+        ({"data": {"streaming": True}, "training": {"max_steps": 3, "save_strategy": "epoch"}}, r"save_strategy"),
         ({"objective": "reinforce"}, r"objective='reinforce'"),
         ({"self_critical": {"num_samples": 1, "baseline": "mean_of_others"}}, r"num_samples=1"),
         ({"objective": "self_critical", "batches": {"captions_per_image": 2}}, r"captions_per_image"),

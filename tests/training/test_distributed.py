@@ -1,4 +1,4 @@
-"""Two processes (gloo, CPU) against one: the captioning loss and its update, counts, checkpoints, streams, SCST."""
+"""Two processes (gloo, CPU) against one: the captioning loss and its update, captions, counts, checkpoints, SCST."""
 
 import json
 import os
@@ -48,6 +48,8 @@ def test_two_processes_equal_one(two, tmp_path):
     assert values(result, "grad_norm") == pytest.approx(values(alone, "grad_norm"), rel=1e-3)
     for name, expected in weights_of(tmp_path).items():
         assert torch.allclose(weights_of(output_dir)[name], expected, atol=1e-3), name
+    assert result["captions"] == alone["captions"]
+    assert len(result["captions"]) == 7
     assert result["bad_samples"] == alone["bad_samples"]
     assert result["bad_samples"]["bad"] == 2  # the bad picture, in each of two epochs
 

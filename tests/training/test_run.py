@@ -28,7 +28,7 @@ CONFIG = {
         "image_size": 32,
         "patch_size": 16,
     },
-    "text_config": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32},
+    "text_config": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64},
     "num_fusion_layers": 1,
     "fusion_num_heads": 2,
 }
@@ -213,6 +213,12 @@ def test_starting_from_parts(tmp_path):
 def test_impossible_configurations_are_named(config, message):
     with pytest.raises(ValueError, match=message):
         make_config("vc_gpt", config)
+
+
+def test_captions_longer_than_the_positions_are_refused(tmp_path):
+    settings = make_settings(tmp_path, batches={"max_length": 65})
+    with pytest.raises(ValueError, match=r"batches\.max_length=65 .*64 positions"):
+        train(settings)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):

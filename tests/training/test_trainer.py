@@ -275,6 +275,11 @@ def test_captions_change_from_epoch_to_epoch(processor, tmp_path):
     assert len({str(batch) for batch in seen}) == 3
 
 
+def test_label_smoothing_is_refused(processor, tmp_path):
+    with pytest.raises(ValueError, match="label_smoothing_factor"):
+        make_trainer(processor, tmp_path, label_smoothing_factor=0.1)
+
+
 def test_a_stream_without_max_steps_is_refused(processor, tmp_path):
     from datasets import Dataset
 

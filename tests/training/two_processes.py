@@ -9,6 +9,7 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 
 from hf_vlp.data.collators import CaptionCollator
+from hf_vlp.evaluation import generate_captions
 from hf_vlp.pretraining.arguments import SelfCriticalArguments, VlpTrainingArguments
 from hf_vlp.pretraining.self_critical import SelfCriticalCollator, SelfCriticalTrainer
 from hf_vlp.pretraining.trainer import VlpTrainer
@@ -55,8 +56,13 @@ def main(mode: str, output_dir: Path):
     rank = trainer.args.process_index
     weights = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     save_file(weights, str(output_dir / f"weights-{rank}.safetensors"))
+    captions = generate_captions(trainer.model, processor, make_records(7), batch_size=2, progress=False)
     if rank == 0:
-        content = {"history": trainer.state.log_history, "bad_samples": trainer.bad_sample_counts}
+        content = {
+            "history": trainer.state.log_history,
+            "bad_samples": trainer.bad_sample_counts,
+            "captions": captions,
+        }
         (output_dir / "result.json").write_text(json.dumps(content))
 
 
