@@ -545,16 +545,16 @@ def _check(number: int, name: str, split: str, image_size: int, language: str, n
         raise ValueError(f"language={language!r} is not one of {', '.join(map(repr, LANGUAGES))}.")
     if isinstance(image_size, bool) or not isinstance(image_size, int) or not 32 <= image_size <= 4096:
         raise ValueError(f"image_size={image_size!r} must be a number of pixels from 32 to 4096.")
-    fewest, most = (num_objects, num_objects) if isinstance(num_objects, int) else tuple(num_objects)
-    if not 1 <= fewest <= most <= _MAX_OBJECTS:
+    bounds = (num_objects, num_objects) if isinstance(num_objects, int) else tuple(num_objects)
+    if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1] <= _MAX_OBJECTS:
         raise ValueError(
             f"num_objects={num_objects!r} must be a number, or a pair (fewest, most), from 1 to {_MAX_OBJECTS}."
         )
-    if split == "compositional" and fewest < 2:
+    if split == "compositional" and bounds[0] < 2:
         raise ValueError(
             f"num_objects={num_objects!r}: the split 'compositional' is about relations and needs at least 2 objects."
         )
-    return fewest, most
+    return bounds
 
 
 def _build(number: int, make_row: Callable[[int], dict[str, Any]], features: dict[str, Any]):
