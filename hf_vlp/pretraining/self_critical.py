@@ -76,7 +76,7 @@ class SelfCriticalTrainer(VlpTrainer):
         settings, num_samples = self.settings, self.settings.num_samples
         unwrapped = self.accelerator.unwrap_model(model)
         plain = plain_model(unwrapped)
-        image_embeds = plain.get_image_features(pixel_values)  # (images, tokens, dim)
+        image_embeds = plain.get_image_features(pixel_values).pooler_output  # (images, tokens, dim)
         options = {"image_embeds": image_embeds.detach(), "max_new_tokens": settings.max_new_tokens, "num_beams": 1}
         with torch.no_grad():
             sampled = unwrapped.generate(

@@ -107,11 +107,10 @@ def test_hidden_states(goldens, outputs, name):
 
 def test_visual_tokens(goldens, models):
     with torch.no_grad():
-        tokens = models["full"].model.vision_model(goldens["inputs"]["pixel_values"]).last_hidden_state
         features = models["full"].get_image_features(goldens["inputs"]["pixel_values"])
-        projected = models["full"].model.visual_proj(tokens)
-    torch.testing.assert_close(tokens, goldens["expected"]["visual_hidden"], **HIDDEN)
-    torch.testing.assert_close(features, projected)
+        projected = models["full"].model.visual_proj(features.last_hidden_state)
+    torch.testing.assert_close(features.last_hidden_state, goldens["expected"]["visual_hidden"], **HIDDEN)
+    torch.testing.assert_close(features.pooler_output, projected)
 
 
 LOGITS_OF = {

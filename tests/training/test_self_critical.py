@@ -117,7 +117,7 @@ def test_log_probabilities_are_those_of_the_sampling(processor, tmp_path):
     model = make_model(processor).eval()
     pixel_values = processor(images=[record["image"] for record in make_records(2)])["pixel_values"]
     with torch.no_grad():
-        image_embeds = model.get_image_features(pixel_values)
+        image_embeds = model.get_image_features(pixel_values).pooler_output
         torch.manual_seed(0)
         sampled = model.generate(
             image_embeds=image_embeds,

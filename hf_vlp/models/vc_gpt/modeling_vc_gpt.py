@@ -41,6 +41,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 from transformers.utils import ModelOutput, can_return_tuple
@@ -577,18 +578,22 @@ class VcGptModel(VcGptPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding):
         self.language_model.wte = value
 
-    def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> torch.FloatTensor:
-        """Pictures (images, channels, height, width) -> the visual tokens that enter the fusion module.
+    @can_return_tuple
+    def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Encode pictures (images, channels, height, width) once, for as many texts as wanted.
 
-        Returns (images, tokens, dim) in GPT-2's width, with the class token first unless `drop_class_token`. Give them
-        to `forward` or `generate` as `image_embeds` to encode a picture once for many texts.
+        `pooler_output` holds the visual tokens that enter the fusion module, (images, tokens, dim) in GPT-2's width,
+        the class token first unless `drop_class_token`: give them to `forward` or `generate` as `image_embeds`. The
+        other fields are those of CLIP's tower: `last_hidden_state` (images, tokens, CLIP's width), no last norm.
         """
-        image_embeds = self.vision_model(pixel_values=pixel_values, **kwargs).last_hidden_state
+        outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
+        image_embeds = outputs.last_hidden_state
         if self.config.use_post_layernorm:
             image_embeds = self.vision_model.post_layernorm(image_embeds)
         if self.config.drop_class_token:
             image_embeds = image_embeds[:, 1:]
-        return self.visual_proj(image_embeds)
+        outputs.pooler_output = self.visual_proj(image_embeds)
+        return outputs
 
     @can_return_tuple
     @merge_with_config_defaults
@@ -615,7 +620,8 @@ class VcGptModel(VcGptPreTrainedModel):
             position_ids: (rows, length); counted from the attention mask when not given.
             past_key_values: a `VcGptCache` from an earlier call, or any text cache of the library.
             inputs_embeds: (rows, length, dim) in place of `input_ids`.
-            image_embeds: (images, tokens, dim) from `get_image_features`, in place of `pixel_values`.
+            image_embeds: (images, tokens, dim), the `pooler_output` of `get_image_features`, in place of
+                `pixel_values`.
             use_cache: return `past_key_values`.
             interpolate_pos_encoding: accept pictures of another size than the configuration's.
 
@@ -650,7 +656,9 @@ class VcGptModel(VcGptPreTrainedModel):
                         "VC-GPT describes pictures: give pixel_values of shape (images, channels, height, width), "
                         "image_embeds, or past_key_values that hold the picture."
                     )
-                image_embeds = self.get_image_features(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+                image_embeds = self.get_image_features(
+                    pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True
+                ).pooler_output
             num_images = image_embeds.shape[0]
         if num_images == 0 or rows % num_images:
             raise ValueError(
@@ -817,7 +825,7 @@ class VcGptForConditionalGeneration(VcGptPreTrainedModel, GenerationMixin):
             self.fusion_lm_head.requires_grad_(trains)
         return embeddings
 
-    def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> torch.FloatTensor:
+    def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
         """See `VcGptModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
