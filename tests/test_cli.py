@@ -7,6 +7,7 @@ exit code 2, from each command, with the traceback on request; the exit when the
 """
 
 import json
+import shlex
 import subprocess
 import sys
 import threading
@@ -87,13 +88,20 @@ def test_there_are_no_other_commands():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_has_an_example_that_it_understands(command):
-    assert f"Example: hf-vlp {command} " in " ".join(run(command, "--help").output.split())
+    lines = run(command, "--help").output.splitlines()
+    (example,) = [line for line in lines if "Example: " in line]
+    name, *arguments = shlex.split(example.split("Example: hf-vlp ")[1])
+    assert name == command
+    # Parses without calling: unknown options and missing arguments raise.
+    typer.main.get_command(app).commands[name].make_context(name, arguments)
 
 
-def test_version_is_that_of_the_package():
+def test_version_is_that_of_the_package_also_as_a_module():
     import hf_vlp
 
-    assert run("--version").output.strip() == hf_vlp.__version__
+    command = [sys.executable, "-m", "hf_vlp.cli", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert run("--version").output == result.stdout == f"{hf_vlp.__version__}\n"
 
 
 # caption
@@ -126,9 +134,11 @@ def test_pattern_as_json_lines_with_a_prompt(model, pictures):
 
 
 def test_url_is_captioned_like_the_file(model, pictures):
-    handler = partial(SimpleHTTPRequestHandler, directory=pictures)
-    handler.log_message = lambda *arguments: None
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=pictures))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         url = f"http://127.0.0.1:{server.server_port}/1.png"
@@ -309,6 +319,7 @@ def test_train_hands_yaml_and_flags_to_the_run(tmp_path, monkeypatch):
         (["train", "{yaml}", "--training.learning_rat", "1"], "learning_rate"),
         (["train", "{yaml}", "--model.config.num_fusion_layers", "0"], "num_fusion_layers=0"),
         (["train", "{yaml}", "--data.source", "{empty}"], "empty"),
+        (["quickstart", "--architecture", "blip"], "no quick start for 'blip'"),
         (["info", "{empty}"], "no config.json"),
         (["info", "./nowhere"], "neither a folder"),
         (["caption", "{empty}", "{picture}"], "no config.json"),

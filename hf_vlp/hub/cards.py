@@ -137,6 +137,7 @@ def make_card(
         facts = [f"Adapters only: they go on top of `{', '.join(base_models) or 'a base that was not recorded'}`"]
     elif base_models:
         facts.append(f"Started from: {', '.join(base_models)}")
+    facts.append(f"Choices: {', '.join(f'`{name}={getattr(plain.config, name)!r}`' for name in data['choices'])}")
     paper = data["paper"]
     return ModelCard.from_template(
         card_data,

@@ -110,6 +110,12 @@ def test_card_names_differences_limits_biases_and_sizes(model):
     assert f"{format_count(model.num_parameters())} parameters (vision " in text
 
 
+def test_card_names_the_choices_of_the_configuration():
+    text = str(make_card(make_tiny_model(visual_pairing="final")))
+    assert "`visual_pairing='final'`" in text
+    assert "`num_fusion_layers=1`" in text
+
+
 def test_usage_examples_run(model, tmp_path, monkeypatch, capsys):
     directory = tmp_path / "tiny"
     card = make_card(model, model_id=str(directory))
