@@ -4,13 +4,14 @@ import dataclasses
 import difflib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
 from hf_vlp.auto import ARCHITECTURES
+from hf_vlp.data.augment import AUGMENTATIONS
 from hf_vlp.data.collators import BadSamplePolicy, CaptionCollator
 from hf_vlp.data.tokenization import train_gpt2_tokenizer
 from hf_vlp.pretraining.arguments import ModelArguments, RunArguments
@@ -183,7 +184,8 @@ def iterate_captions(records) -> Iterator[str]:
 
 def iterate_references(records) -> Iterator[list[str]]:
     """The list of captions of each record that has any, without its pictures."""
-    from hf_vlp.data.collators import record_captions
+    from hf_vlp.data.augment import AUGMENTATIONS
+from hf_vlp.data.collators import record_captions
 
     columns = [name for name in ("captions", "text") if name in (getattr(records, "column_names", None) or ())]
     if columns and hasattr(records, "select_columns"):
@@ -202,8 +204,21 @@ def first_records(records, count: int | None):
     return list(itertools.islice(records, count))
 
 
+def make_augmentation(settings: dict | None) -> Callable | None:
+    """The augmentation that `batches.augment` describes; ValueError for an unknown one or a wrong option."""
+    if not settings:
+        return None
+    if len(settings) != 1 or not set(settings) <= set(AUGMENTATIONS):
+        raise ValueError(f"batches.augment={settings} must hold one of {', '.join(AUGMENTATIONS)} with its options.")
+    ((name, options),) = settings.items()
+    try:
+        return AUGMENTATIONS[name](**(options or {}))
+    except TypeError as error:
+        raise ValueError(f"batches.augment.{name}: {error}") from error
+
+
 def make_collator(run: RunArguments, processor, collator_class: type = CaptionCollator, **options) -> CaptionCollator:
-    """A collator with the settings of `batches:` and its own counts of bad samples."""
+    """A collator with the settings of `batches:`, but for the augmentation, and its own counts of bad samples."""
     batches = run.batches
     policy = BadSamplePolicy(
         batches.bad_samples,
@@ -234,6 +249,7 @@ __all__ = [
     "freeze_towers",
     "iterate_captions",
     "iterate_references",
+    "make_augmentation",
     "make_collator",
     "make_config",
     "make_image_processor",

@@ -27,6 +27,7 @@ from hf_vlp.pretraining.build import (
     freeze_towers,
     iterate_captions,
     iterate_references,
+    make_augmentation,
     make_collator,
 )
 from hf_vlp.pretraining.callbacks import CaptioningCallback, JsonLinesCallback, ParameterTableCallback
@@ -62,6 +63,11 @@ def train(
 
     Returns the metrics of the last stage; those of earlier ones are in it under `stages`.
     """
+    if int(os.environ.get("RANK", "0")) > 0:
+
+        def show(text: str) -> None:
+            """One process tells, the others do the same."""
+
     run = arguments if isinstance(arguments, RunArguments) else parse_arguments(arguments, flags)
     model = processor = None
     results: dict[str, dict] = {}
@@ -174,15 +180,16 @@ def make_trainer(stage: RunArguments, model, processor, records, *, show=logger.
         "callbacks": callbacks,
         "eval_collator": make_collator(stage, processor),
     }
+    augment = make_augmentation(stage.batches.augment)
     if stage.objective == "self_critical":
         trainer = SelfCriticalTrainer(
-            data_collator=make_collator(stage, processor, SelfCriticalCollator),
+            data_collator=make_collator(stage, processor, SelfCriticalCollator, augment=augment),
             scorer=make_scorer(stage, records, end_token=processor.tokenizer.eos_token),
             settings=stage.self_critical,
             **options,
         )
     else:
-        trainer = VlpTrainer(data_collator=make_collator(stage, processor), **options)
+        trainer = VlpTrainer(data_collator=make_collator(stage, processor, augment=augment), **options)
     if captioning is not None:
         captioning.trainer = trainer
     trainer.eval_collator.set_epoch(0)  # the same captions at every evaluation

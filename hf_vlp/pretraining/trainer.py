@@ -319,8 +319,7 @@ class VlpTrainer(Trainer):
         self._is_staging = True
         try:
             super()._save_checkpoint(model, trial)
-            if self.args.should_save:
-                self._finish_checkpoint(staging / final.name, run_dir)
+            self._finish_checkpoint(staging / final.name, run_dir)
         except (
             OSError,
             RuntimeError,
@@ -357,8 +356,10 @@ class VlpTrainer(Trainer):
         if self.state.best_global_step:
             best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
             if best.name == folder.name or best.is_dir():
-                self.state.best_model_checkpoint = str(best)
-                self.state.save_to_json(str(folder / _TRAINER_STATE))
+                self.state.best_model_checkpoint = str(best)  # in every process: each loads it at the end
+        if not self.args.should_save:
+            return
+        self.state.save_to_json(str(folder / _TRAINER_STATE))
         for file in sorted(folder.rglob("*")):
             _sync(file)
 

@@ -47,3 +47,15 @@ def test_a_single_pixel_survives():
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         RandomResizedCrop(**options)
+
+
+def test_settings_name_an_augmentation_and_its_options():
+    from hf_vlp.pretraining.build import make_augmentation
+
+    assert make_augmentation(None) is None
+    assert make_augmentation({"random_resized_crop": {"min_scale": 0.7, "flip": True}}).min_scale == 0.7
+    assert make_augmentation({"random_resized_crop": None}).flip is False
+    with pytest.raises(ValueError, match="random_resized_crop"):
+        make_augmentation({"crop": {}})
+    with pytest.raises(ValueError, match="scale"):
+        make_augmentation({"random_resized_crop": {"scale": 0.7}})
