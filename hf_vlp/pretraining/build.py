@@ -184,8 +184,7 @@ def iterate_captions(records) -> Iterator[str]:
 
 def iterate_references(records) -> Iterator[list[str]]:
     """The list of captions of each record that has any, without its pictures."""
-    from hf_vlp.data.augment import AUGMENTATIONS
-from hf_vlp.data.collators import record_captions
+    from hf_vlp.data.collators import record_captions
 
     columns = [name for name in ("captions", "text") if name in (getattr(records, "column_names", None) or ())]
     if columns and hasattr(records, "select_columns"):
