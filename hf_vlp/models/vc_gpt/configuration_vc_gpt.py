@@ -124,6 +124,17 @@ class VcGptConfig(PreTrainedConfig):
             self.pad_token_id = eos[0] if isinstance(eos, (list, tuple)) else eos
         self.check_sizes()  # here as well as below, because @strict wraps what its validators raise
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in the base class, which would fill a configuration of another model with our defaults."""
+        model_type = config_dict.get("model_type") or cls.model_type
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"This is the configuration of a {model_type!r} model, not of a {cls.model_type!r} one. To start from "
+                "CLIP and GPT-2 use VcGptForConditionalGeneration.from_vision_text_pretrained."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
     def validate_architecture(self):
         """Called by the base class at construction and before saving."""
         self.check_sizes()

@@ -20,6 +20,7 @@ import copy
 import math
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -479,14 +481,17 @@ class VcGptPreTrainedModel(PreTrainedModel):
             }
         }
         with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as staging:
-            if self._export_pipelines is not None:
-                export_fields["custom_pipelines"] = self._export_pipelines(Path(staging))
+            export_pipelines = self._export_pipelines or self._carry_pipelines
+            export_fields["custom_pipelines"] = export_pipelines(Path(staging))
+            before = vars(self.config).copy()
             vars(self.config).update(export_fields)
             try:
                 super().save_pretrained(staging, *args, **kwargs)
             finally:
                 for name in export_fields:
                     vars(self.config).pop(name, None)
+                    if name in before:
+                        vars(self.config)[name] = before[name]
             new_files = sorted(Path(staging).iterdir())
             for file in new_files:
                 os.replace(file, target / file.name)
@@ -495,6 +500,23 @@ class VcGptPreTrainedModel(PreTrainedModel):
             for file in target.glob("model*.safetensors*"):
                 if file.name not in new_names:
                     file.unlink()
+
+    def _carry_pipelines(self, directory: Path) -> dict:
+        """Copy the code of pipelines from the folder that the model was loaded from, and return its entries.
+
+        For models whose code came from a repository. Entries that name a repository ("id--module.Class") stay valid;
+        others whose file is gone are left out.
+        """
+        carried = {}
+        for task, entry in (getattr(self.config, "custom_pipelines", None) or {}).items():
+            if "--" not in entry["impl"]:
+                source = Path(self.config._name_or_path) / f"{entry['impl'].split('.')[0]}.py"
+                if not source.is_file():
+                    continue
+                for file in (source, *get_relative_import_files(source)):
+                    shutil.copyfile(file, directory / Path(file).name)
+            carried[task] = entry
+        return carried
 
 
 class VcGptFusion(VcGptPreTrainedModel):
