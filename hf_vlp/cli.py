@@ -175,30 +175,31 @@ def evaluate(
     from hf_vlp.captioning import load_captioner, to_coco_results
     from hf_vlp.describe import check_model_id
     from hf_vlp.evaluation import evaluate_captioning, write_json
+    from hf_vlp.metrics import caption_metrics
     from hf_vlp.pretraining.build import first_records
     from hf_vlp.pretraining.run import format_scores
 
     check_model_id(model)
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    try:
+        caption_metrics(["a dog"], [["a dog"]], names)  # not after an hour of captioning
+    except RuntimeError as error:  # METEOR and SPICE without the Java they need
+        raise ValueError(str(error)) from error
     _hide_loading_bars()
     records = first_records(_load_split(data, ctx.args, split), max_records)
     captioner, processor = load_captioner(model, device=device)
     with tempfile.TemporaryDirectory() as folder:
         predictions = report or Path(folder) / "predictions.json"
-        try:
-            scores = evaluate_captioning(
-                captioner,
-                processor,
-                records,
-                metrics=[name.strip() for name in metrics.split(",") if name.strip()],
-                generation={"num_beams": num_beams, "max_new_tokens": max_new_tokens},
-                batch_size=batch_size,
-                shuffled_pictures=shuffled,
-                predictions_path=predictions,
-            )
-        except RuntimeError as error:
-            if "java" not in str(error).lower():
-                raise
-            raise ValueError(str(error)) from error  # METEOR and SPICE without what they need
+        scores = evaluate_captioning(
+            captioner,
+            processor,
+            records,
+            metrics=names,
+            generation={"num_beams": num_beams, "max_new_tokens": max_new_tokens},
+            batch_size=batch_size,
+            shuffled_pictures=shuffled,
+            predictions_path=predictions,
+        )
         if output is not None:
             write_json(output, to_coco_results(json.loads(predictions.read_text(encoding="utf-8"))["predictions"]))
     if as_json:

@@ -308,6 +308,38 @@ def test_train_hands_yaml_and_flags_to_the_run(tmp_path, monkeypatch):
     assert calls == [(tmp_path / "run.yaml", ["--training.max_steps", "3", "--data.source=scenes"])]
 
 
+def test_yaml_is_trained_evaluated_and_captions_a_picture(tmp_path):
+    output = tmp_path / "run"
+    settings = {
+        "training.output_dir": output,
+        "training.max_steps": 2,
+        "training.per_device_train_batch_size": 4,
+        "data.num_scenes": 16,
+        "data.num_eval_scenes": 4,
+        "evaluation.constant_candidates": 2,
+    }
+    flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+    text = run("train", ROOT / "examples" / "configs" / "vc_gpt_quick.yaml", *flags).stdout
+    assert "learning rate" in text  # the table of what trains
+    assert "compositional" in text
+    assert "cider_d" in run("evaluate", output, "--data.num_eval_scenes", 4).stdout
+    make_picture(size=64).save(tmp_path / "photo.png")
+    assert run("caption", output, tmp_path / "photo.png", "--json").stdout.startswith('{"image": ')
+
+
+def test_metrics_that_cannot_be_computed_are_told_before_captioning(model, monkeypatch):
+    def no_captioning(*arguments, **options):
+        raise AssertionError("captions were generated first")
+
+    def no_java(*arguments, **options):
+        raise RuntimeError("METEOR runs a Java program and no `java` is on the PATH")
+
+    monkeypatch.setattr("hf_vlp.evaluation.evaluate_captioning", no_captioning)
+    assert "ciderr" in error_of("evaluate", model, "--metrics", "ciderr")
+    monkeypatch.setattr("hf_vlp.metrics.caption_metrics", no_java)
+    assert "no `java`" in error_of("evaluate", model, "--metrics", "meteor")
+
+
 # Errors
 
 
@@ -326,7 +358,6 @@ def test_train_hands_yaml_and_flags_to_the_run(tmp_path, monkeypatch):
         (["caption", "{other}", "{picture}"], "Unrecognized configuration class"),
         (["evaluate", "{empty}"], "no config.json"),
         (["evaluate", "{model}", "--data", "{empty}"], "is empty"),
-        (["evaluate", "{model}", "--metrics", "ciderr", "--data.num_eval_scenes", "2"], "ciderr"),
         (["evaluate", "{model}", "--split", "tset"], "tset"),
         (["evaluate", "{model}", "--data.num_eval_scene", "2"], "num_eval_scenes"),
         (["evaluate", "{model}", "--data", "{captionless}"], "column"),
