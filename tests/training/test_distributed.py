@@ -67,6 +67,14 @@ def test_two_processes_write_one_whole_checkpoint(two):
     assert not [path for path in output_dir.iterdir() if path.name.startswith(".saving")]
 
 
+def test_both_processes_load_the_best_checkpoint(tmp_path):
+    launch("best", tmp_path, 2)
+    best = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    for rank in range(2):
+        own = weights_of(tmp_path, rank)
+        assert all(torch.equal(own[name], value) for name, value in best.items()), f"process {rank}"
+
+
 @pytest.mark.slow
 def test_two_processes_resume_exactly(two):
     output_dir, _ = two

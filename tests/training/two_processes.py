@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
+from transformers import TrainerCallback
 
 from hf_vlp.data.collators import CaptionCollator
 from hf_vlp.evaluation import generate_captions
@@ -16,6 +17,19 @@ from hf_vlp.pretraining.trainer import VlpTrainer
 from tests.training.test_resume import make_stream
 from tests.training.test_self_critical import make_scorer
 from tests.training.tiny import make_model, make_processor, make_records
+
+BEST = {
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_score",
+    "greater_is_better": False,  # of the steps 2 and 4, the first
+}
+
+
+class StepAsScore(TrainerCallback):
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        metrics["eval_score"] = state.global_step
 
 
 def main(mode: str, output_dir: Path):
@@ -34,8 +48,10 @@ def main(mode: str, output_dir: Path):
         use_cpu=True,
         disable_tqdm=True,
         train_sampling_strategy="sequential",
+        **(BEST if mode == "best" else {}),
     )
-    options = {"model": make_model(processor, dropout=0.0), "args": args, "processing_class": processor}
+    options = {"eval_dataset": make_records(4), "callbacks": [StepAsScore()]}
+    options |= {"model": make_model(processor, dropout=0.0), "args": args, "processing_class": processor}
     # captions of different lengths: a mean per process would not be the mean over all tokens
     records = make_records(32)
     for index, record in enumerate(records):
