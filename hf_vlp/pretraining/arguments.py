@@ -105,7 +105,9 @@ class BatchArguments:
     captions_per_image: int | str = setting(
         1, "Captions drawn for each picture and batch; the picture is encoded once."
     )
-    augment: dict | None = setting(None, "Augmentation in training: {random_resized_crop: {min_scale: 0.6}}.")
+    augment: dict | None = field(
+        default=None, metadata={"help": "Augmentation in training: {random_resized_crop: {min_scale: 0.6}}."}
+    )
     bad_samples: Literal["skip", "raise"] = setting("skip", "What happens to pictures that cannot be read.")
     max_bad_in_a_row: int = setting(50, "So many bad samples in a row stop the run.")
     max_bad_samples: int | None = setting(10_000, "So many bad samples in all stop the run.")
