@@ -186,6 +186,12 @@ def _export_pipelines_with(entry: Architecture):
     base_class._export_pipelines = staticmethod(export_pipelines)
 
 
+def _register_lora_targets():
+    from hf_vlp.adapters import register_lora_targets
+
+    register_lora_targets()
+
+
 def register() -> None:
     """Make every architecture known to the Auto classes, whether or not transformers has imported them yet."""
     auto = "transformers.models.auto"
@@ -194,6 +200,7 @@ def register() -> None:
     after_import(f"{auto}.processing_auto", _register_processors)
     after_import(f"{auto}.image_processing_auto", _register_image_processors)
     after_import(f"{auto}.tokenization_auto", _register_tokenizers)
+    after_import("peft", _register_lora_targets)
     for entry in ARCHITECTURES.values():
         modeling = f"hf_vlp.models.{entry.module}.modeling_{entry.module}"
         after_import(modeling, lambda entry=entry: _export_pipelines_with(entry))
