@@ -7,7 +7,10 @@ freezing, parameter groups, weight decay, wrong inputs.
 import torch
 
 from hf_vlp import VcGptConfig, VcGptForConditionalGeneration, VcGptModel
+from tests.common.adapters import AdapterTests
+from tests.common.generation import GenerationTests
 from tests.common.modeling import ModelingTests
+from tests.common.training import TrainingTests
 
 VOCAB_SIZE = 40
 END = 39
@@ -90,7 +93,7 @@ class VcGptSetup:
         }
 
 
-class TestVcGptForConditionalGeneration(VcGptSetup, ModelingTests):
+class TestVcGptForConditionalGeneration(VcGptSetup, ModelingTests, GenerationTests, AdapterTests, TrainingTests):
     model_class = VcGptForConditionalGeneration
     base_model_class = VcGptModel
     auto_class = "AutoModelForImageTextToText"
@@ -98,6 +101,11 @@ class TestVcGptForConditionalGeneration(VcGptSetup, ModelingTests):
     selected = {
         "half_precision|device_map|save_that_fails|shards|inductor": ("vc_gpt",),
         "compiled": ("vc_gpt", "vanilla"),
+        # Each kind of cache and head; the other variants differ before or beside the text path.
+        "caption|picture|prompt": ("vc_gpt", "final_pairing", "no_self_ensemble", "vanilla", "untied_head"),
+        "adapter|merged": ("vc_gpt",),
+        "resumed": ("vc_gpt", "vanilla", "convolution_stem"),
+        "accumulated": ("vc_gpt", "vanilla"),
     }
 
     def export_calls(self, model):
