@@ -276,7 +276,10 @@ def save(stage: RunArguments, model, processor, metrics: dict):
             model=model,
             processor=processor,
             card=describe(stage, model, metrics),
-            extra_files={METRICS_NAME: metrics, SETTINGS_NAME: yaml.safe_dump(stage.settings, sort_keys=False)},
+            extra_files={
+                METRICS_NAME: metrics,
+                SETTINGS_NAME: yaml.safe_dump(without_folders(stage.settings), sort_keys=False),
+            },
         )
     state.wait_for_everyone()
     return merge_lora(model) if has_adapters else model
@@ -296,7 +299,7 @@ def describe(stage: RunArguments, model, metrics: dict):
         shuffled = {name: scores[f"shuffled_{name}"] for name in own if f"shuffled_{name}" in scores}
         evaluations.append(
             Evaluation(
-                dataset=stage.data.source,
+                dataset=without_folders(stage.data.source),
                 split=split,
                 metrics=own,
                 shuffled=shuffled or None,
@@ -311,7 +314,24 @@ def describe(stage: RunArguments, model, metrics: dict):
     )
     settings = {name: value for name, value in stage.settings.items() if name not in ("stages", "evaluation")}
     base_models = [part for part in parts if part and not Path(part).exists()]
-    return make_card(model, evaluations=evaluations, training=settings, base_models=base_models)
+    start = "Fine-tuned from another checkpoint" if any(parts) else "Trained from nothing"
+    return make_card(
+        model,
+        description=f"{start} with hf_vlp on {without_folders(stage.data.source)}.",
+        evaluations=evaluations,
+        training=without_folders(settings),
+        base_models=base_models,
+    )
+
+
+def without_folders(settings: Any) -> Any:
+    """The settings with every local path cut to its last part: where files lie is nobody else's business."""
+    if isinstance(settings, dict):
+        return {name: without_folders(value) for name, value in settings.items() if name != "output_dir"}
+    if isinstance(settings, list):
+        return [without_folders(value) for value in settings]
+    is_local = isinstance(settings, str) and os.sep in settings and Path(settings).exists()
+    return Path(settings).name if is_local else settings
 
 
 __all__ = ["evaluate", "find_checkpoint", "make_trainer", "save", "train", "train_stage"]

@@ -16,7 +16,7 @@ from transformers import (
 from hf_vlp.pretraining import run as run_module
 from hf_vlp.pretraining.arguments import ModelArguments, parse_arguments
 from hf_vlp.pretraining.build import build_model_and_processor, freeze_towers, make_config
-from hf_vlp.pretraining.run import train
+from hf_vlp.pretraining.run import train, without_folders
 from tests.training.tiny import different, make_model, make_processor, parameters_of
 
 CONFIG = {
@@ -238,3 +238,12 @@ def test_parts_of_another_kind_are_refused(tmp_path):
     settings = ModelArguments(vision_model_name_or_path=str(tmp_path), text_model_name_or_path=str(tmp_path))
     with pytest.raises(ValueError, match="CLIP"):
         build_model_and_processor(settings, ())
+
+
+def test_cards_and_shared_settings_name_no_local_folder(tmp_path):
+    settings = {"data": {"source": str(tmp_path), "caption_columns": ["a/b"]}, "training": {"output_dir": "x"}}
+    assert without_folders(settings) == {
+        "data": {"source": tmp_path.name, "caption_columns": ["a/b"]},
+        "training": {},
+    }
+    assert without_folders("user/name") == "user/name"
