@@ -963,7 +963,9 @@ class VcGptForConditionalGeneration(VcGptPreTrainedModel, GenerationMixin):
         if inputs is None and kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
             if pictures is None:
                 raise ValueError("generate describes pictures: give pixel_values or image_embeds.")
-            begin = kwargs.get("bos_token_id") or (generation_config or self.generation_config).bos_token_id
+            begin = kwargs.get("bos_token_id")
+            if begin is None:
+                begin = (generation_config or self.generation_config).bos_token_id
             if begin is None:
                 begin = self.config.bos_token_id
             kwargs["input_ids"] = torch.full((len(pictures), 1), begin, device=pictures.device)
