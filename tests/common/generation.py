@@ -161,6 +161,18 @@ class GenerationTests(ModelSetup):
         captions = self.generate(model, pictures, num_beams=num_beams)
         assert torch.equal(self.generate(model, embeds, num_beams=num_beams), captions)
 
+    @pytest.mark.parametrize("num_beams", (1, 2))
+    def test_embedded_prompts_continue_as_their_words_do(self, variant, num_beams):
+        """What comes back is new text alone: there are no ids of the prompt to begin with."""
+        model = self.model_of(variant)
+        pictures = self.pictures(model.config)
+        prompts = self.padded(self.prompts(model.config, 3), model.config.pad_token_id)
+        words = self.generate(model, {**pictures, **prompts}, num_beams=num_beams)
+        ids = prompts.pop("input_ids")
+        prompts["inputs_embeds"] = model.get_input_embeddings()(ids).detach()
+        embedded = self.generate(model, {**pictures, **prompts}, num_beams=num_beams)
+        assert torch.equal(embedded, words[:, ids.shape[1] :])
+
     def test_captions_end_at_the_end_token(self, variant):
         model = self.model_of(variant)
         pictures = self.pictures(model.config)

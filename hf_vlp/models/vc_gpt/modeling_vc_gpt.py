@@ -393,7 +393,11 @@ class VcGptFusionTextLayer(GradientCheckpointingLayer):
 
 
 class VcGptPreTrainedModel(PreTrainedModel):
-    """What all VC-GPT classes share: capabilities, initialisation, saving, and answers about their parameters."""
+    """What all VC-GPT classes share: capabilities, saving, and answers about their parameters.
+
+    The library's own initialisation is what the fusion module needs: normal(0, `initializer_range`) for linear layers
+    and convolutions, zero biases, norms 1 and 0. CLIP's tower and GPT-2 keep theirs.
+    """
 
     config: VcGptConfig
     base_model_prefix = "model"
@@ -425,14 +429,6 @@ class VcGptPreTrainedModel(PreTrainedModel):
         r"|(self_attn|cross_attn)\.(qkv_proj|[qkv]_proj|kv_proj|out_proj)|mlp\.fc[12])$",
     }
 
-    @torch.no_grad()
-    def _init_weights(self, module):
-        """Normal(0, `initializer_range`) for linear layers and convolutions, zero biases, norms 1 and 0.
-
-        The base class does all of it; CLIP's tower and GPT-2 keep their own schemes.
-        """
-        super()._init_weights(module)
-
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters without weight decay: biases, norms and other vectors."""
         return {name for name, parameter in self.named_parameters() if parameter.ndim < 2}
@@ -457,20 +453,19 @@ class VcGptPreTrainedModel(PreTrainedModel):
             if self.get_parameter_group(name) == "language":
                 parameter.requires_grad_(not freeze)
 
-    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
         """Save weights, configuration, the code of the model and of its pipelines, so that the folder needs no hf_vlp.
 
         Everything is written to a staging folder first and then moved over file by file: an interrupted save or a full
         disk leaves what was there before. Arguments are those of `PreTrainedModel.save_pretrained`; weights keep their
         in-memory names (`save_original_format=False`), without which Trainer cannot resume a nested CLIP tower.
         """
-        kwargs.setdefault("save_original_format", False)
-        target = Path(save_directory)
-        if push_to_hub:
-            kwargs.setdefault("repo_id", target.name)
-            super().push_to_hub(kwargs.pop("repo_id"), **kwargs)
-        if not kwargs.get("is_main_process", True):
+        if not is_main_process:
             return
+        target = Path(save_directory)
+        kwargs.setdefault("save_original_format", False)
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", target.resolve().name)
         target.mkdir(parents=True, exist_ok=True)
         # A class under several auto classes is entered by hand: saving enters only the one that is saved.
         file_name = __name__.split(".")[-1]
@@ -486,7 +481,7 @@ class VcGptPreTrainedModel(PreTrainedModel):
             before = vars(self.config).copy()
             vars(self.config).update(export_fields)
             try:
-                super().save_pretrained(staging, *args, **kwargs)
+                super().save_pretrained(staging, **kwargs)
             finally:
                 for name in export_fields:
                     vars(self.config).pop(name, None)
@@ -972,9 +967,16 @@ class VcGptForConditionalGeneration(VcGptPreTrainedModel, GenerationMixin):
             kwargs["attention_mask"] = torch.ones_like(kwargs["input_ids"])
         return super().generate(inputs, generation_config, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids, *, is_first_iteration=False, use_cache=True, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, *, inputs_embeds=None, is_first_iteration=False, use_cache=True, **kwargs
+    ):
+        # `generate` accepts embedded prompts only where it finds `inputs_embeds` in this signature.
         model_inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
+            input_ids,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            use_cache=use_cache,
+            **kwargs,
         )
         model_inputs.setdefault("output_branch_logits", False)
         if use_cache and not is_first_iteration:  # the picture is in the cache
