@@ -7,6 +7,7 @@ in a frozen tower, weight decay, what saving leaves alone, CLIP's last norm.
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from hf_vlp import VcGptConfig, VcGptForConditionalGeneration, VcGptModel
@@ -14,7 +15,7 @@ from hf_vlp.adapters import apply_lora
 from tests.common.adapters import AdapterTests
 from tests.common.generation import GenerationTests
 from tests.common.modeling import ModelingTests
-from tests.common.setup import assert_same, run
+from tests.common.setup import assert_same, different, run, states_of
 from tests.common.training import TrainingTests
 
 VOCAB_SIZE = 40
@@ -409,3 +410,17 @@ def test_final_norm_of_clip_is_built_only_where_it_is_used(tmp_path):
     )
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
+
+
+def test_older_names_of_clip_are_read_and_not_written_again(tmp_path):
+    """transformers renames them at loading and would rename them back at saving: Trainer could not resume."""
+    model = SETUP.model_of("vc_gpt")
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    older = {name.replace("vision_model.", "vision_model.vision_model."): value for name, value in weights.items()}
+    assert older.keys() != weights.keys()
+    save_file(older, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = VcGptForConditionalGeneration.from_pretrained(tmp_path)
+    assert different(states_of(model), states_of(loaded)) == []
+    loaded.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == weights.keys()
