@@ -1,12 +1,43 @@
 """Configuration of VC-GPT."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPVisionConfig, GPT2Config, PreTrainedConfig
+from transformers import CLIPVisionConfig, GenerationConfig, GPT2Config, PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 VARIANTS = ("vc_gpt", "vanilla")
 VISUAL_PAIRINGS = ("layerwise", "final")
 VISION_STEMS = ("patch", "convolution")
+
+# Sizes that must be positive.
+_VISION_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+)
+_TEXT_SIZES = ("n_embd", "n_layer", "n_head", "n_positions", "vocab_size")
+# What the library itself, a saved repository or an older generation setting may put into a configuration.
+_LIBRARY_FIELDS = {
+    *PreTrainedConfig().to_dict(),
+    *vars(PreTrainedConfig()),
+    *GenerationConfig().to_dict(),
+    *(
+        "model_type",
+        "auto_map",
+        "custom_pipelines",
+        "name_or_path",
+        "_commit_hash",
+        "attn_implementation",
+        "torch_dtype",
+    ),
+    *("_attn_implementation", "_from_auto", "num_labels"),
+}
 
 # Overrides of the defaults (ViT-B/16 and GPT-2 base) for the CLIP tower that the specification names as an option.
 PUBLISHED_SIZES = {
@@ -111,6 +142,13 @@ class VcGptConfig(PreTrainedConfig):
     use_cache: bool = True
 
     def __post_init__(self, **kwargs):
+        unknown = sorted(set(kwargs) - _LIBRARY_FIELDS)
+        if unknown:
+            logger.warning(
+                f"VcGptConfig has no field {', '.join(unknown)}: kept, but without any effect on the model."
+            )
+        if isinstance(self.vision_config, dict):
+            self.vision_config = {"patch_size": 16, **self.vision_config}  # our default, where CLIP's is 32
         super().__post_init__(**kwargs)
         self.text_config.add_cross_attention = self.variant == "vanilla"
         # One switch for both: GPT2Config has a tying field of its own, which would otherwise contradict ours.
@@ -148,15 +186,25 @@ class VcGptConfig(PreTrainedConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, allowed))}.")
-        for name, minimum in (("num_fusion_layers", 1), ("fusion_num_heads", 1)):
-            if getattr(self, name) < minimum:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {minimum}.")
-        if self.fusion_mlp_ratio <= 0:
-            raise ValueError(f"fusion_mlp_ratio={self.fusion_mlp_ratio} must be positive.")
+        if self.fusion_activation not in ACT2FN:
+            raise ValueError(f"fusion_activation={self.fusion_activation!r} is not one of {', '.join(ACT2FN)}.")
+        for name in ("num_fusion_layers", "fusion_num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("fusion_mlp_ratio", "fusion_layer_norm_eps", "initializer_range"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
         for name in ("fusion_dropout", "fusion_attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
         vision, text = self.vision_config, self.text_config
+        for part, names in (("vision", _VISION_SIZES), ("text", _TEXT_SIZES)):
+            for name in names:
+                value = getattr(getattr(self, f"{part}_config"), name)
+                if value < 1:
+                    raise ValueError(f"{part}_config.{name}={value} must be at least 1.")
+        if int(text.hidden_size * self.fusion_mlp_ratio) < 1:
+            raise ValueError(f"fusion_mlp_ratio={self.fusion_mlp_ratio} leaves no feed-forward unit.")
         if vision.hidden_size % vision.num_attention_heads:
             raise ValueError(
                 f"vision_config.hidden_size={vision.hidden_size} is not a multiple of "

@@ -166,6 +166,12 @@ def unfold_weights(weights: torch.Tensor | None, num_rows: int) -> torch.Tensor 
     return weights.transpose(1, 2).flatten(0, 1)
 
 
+def select_states(states: tuple[torch.Tensor, ...], indices: list[int]) -> tuple[torch.Tensor | None, ...]:
+    """The states at these indices, which may count from the end, and None in place of the others."""
+    kept = {index % len(states) for index in indices if -len(states) <= index < len(states)}
+    return tuple(state if number in kept else None for number, state in enumerate(states))
+
+
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
     """Plain attention; query, key, value are (batch, heads, length, head dim), the mask is additive."""
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
@@ -651,6 +657,10 @@ class VcGptModel(VcGptPreTrainedModel):
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        selected_states = None
+        if not isinstance(output_hidden_states, bool):  # an index or several, of the whole text path
+            selected_states = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
+            output_hidden_states = True
 
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds: exactly one of the two.")
@@ -723,31 +733,31 @@ class VcGptModel(VcGptPreTrainedModel):
             attentions=language_outputs.attentions,
             cross_attentions=language_outputs.cross_attentions if self.fusion is None else None,
         )
-        if self.fusion is None:
-            return outputs
-
-        fused = self.fusion(
-            language_outputs.last_hidden_state,
-            image_embeds=image_embeds,
-            attention_mask=causal_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            output_image_hidden_states=output_hidden_states,
-            output_image_attentions=output_attentions,
-            **kwargs,
-        )
-        outputs.last_hidden_state = fused.last_hidden_state
-        if output_hidden_states:
-            outputs.hidden_states = outputs.hidden_states + fused.hidden_states
-            if image_embeds is not None:
-                outputs.image_hidden_states = (image_embeds, *fused.image_hidden_states)
-        if output_attentions:
-            outputs.attentions = outputs.attentions + fused.attentions
-            outputs.cross_attentions = fused.cross_attentions
-            if image_embeds is not None:
-                outputs.image_attentions = fused.image_attentions
+        if self.fusion is not None:
+            fused = self.fusion(
+                language_outputs.last_hidden_state,
+                image_embeds=image_embeds,
+                attention_mask=causal_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+                output_image_hidden_states=output_hidden_states,
+                output_image_attentions=output_attentions,
+                **kwargs,
+            )
+            outputs.last_hidden_state = fused.last_hidden_state
+            if output_hidden_states:
+                outputs.hidden_states = outputs.hidden_states + fused.hidden_states
+                if image_embeds is not None:
+                    outputs.image_hidden_states = (image_embeds, *fused.image_hidden_states)
+            if output_attentions:
+                outputs.attentions = outputs.attentions + fused.attentions
+                outputs.cross_attentions = fused.cross_attentions
+                if image_embeds is not None:
+                    outputs.image_attentions = fused.image_attentions
+        if selected_states is not None:
+            outputs.hidden_states = select_states(outputs.hidden_states, selected_states)
         return outputs
 
 
@@ -890,14 +900,17 @@ class VcGptForConditionalGeneration(VcGptPreTrainedModel, GenerationMixin):
         """Predict the next token of every position.
 
         Args:
-            labels: (rows, length), usually `input_ids` with -100 on padding; shifted by one inside.
+            labels: (rows, length), usually `input_ids` with -100 on padding; shifted by one inside. `shift_labels`,
+                which context parallel training sends instead, are already shifted.
             logits_to_keep: compute the logits of the last so many positions only (0: all), or of these indices.
             output_branch_logits: return `single_modal_logits` and `cross_modal_logits`. By default they are returned
                 unless `labels` are given or `generate` runs, where they would only cost memory.
 
         The other arguments are those of `VcGptModel.forward`.
         """
-        if labels is not None and use_cache is None:
+        num_targets, shift_labels = kwargs.pop("num_items_in_batch", None), kwargs.pop("shift_labels", None)
+        has_labels = labels is not None or shift_labels is not None
+        if has_labels and use_cache is None:
             use_cache = False  # a cache would only cost memory
         outputs = self.model(
             input_ids=input_ids,
@@ -908,24 +921,25 @@ class VcGptForConditionalGeneration(VcGptPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             image_embeds=image_embeds,
             use_cache=use_cache,
-            **{key: value for key, value in kwargs.items() if key != "num_items_in_batch"},
+            **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits, single_modal_logits, cross_modal_logits = self.compute_logits(
             outputs.language_hidden_state[:, keep],
             outputs.last_hidden_state[:, keep],
-            separate=labels is None if output_branch_logits is None else output_branch_logits,
+            separate=not has_labels if output_branch_logits is None else output_branch_logits,
         )
         loss = None
-        if labels is not None:
-            num_targets = kwargs.get("num_items_in_batch")
+        if has_labels:
             if num_targets is None:  # a batch without any target has loss 0, not 0 / 0
-                num_targets = (labels[:, 1:] != -100).sum().clamp(min=1)
+                targets = labels[:, 1:] if shift_labels is None else shift_labels
+                num_targets = (targets != -100).sum().clamp(min=1)
             loss = self.loss_function(
                 logits=logits,
                 labels=labels,
                 vocab_size=self.config.text_config.vocab_size,
                 num_items_in_batch=num_targets,
+                shift_labels=shift_labels,
             )
         return VcGptConditionalGenerationOutput(
             loss=loss,
