@@ -89,7 +89,7 @@ _MAX_COUNT = 3  # highest answer to "how many": four alike are too rare to be as
 # Sides of the boxes as a share of the picture's: 13 to 16 and 22 to 26 pixels of 64.
 _SIDES = {"small": (0.205, 0.25), "large": (0.345, 0.405)}
 _GAP = 0.03  # least distance of two boxes, and of a box from the border
-_COLOUR_JITTER = 12  # less than half the distance of any two colours in any channel that tells them apart
+_COLOUR_JITTER = 12  # in each channel; any two colours are 74 or more apart in one of them
 _SUPERSAMPLING = 8  # for smooth edges
 
 _CHINESE = {
