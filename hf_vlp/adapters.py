@@ -4,6 +4,7 @@ Models name their presets themselves (`model.lora_presets`, name -> regular expr
 package peft is imported only when one of these functions is called.
 """
 
+import contextlib
 import os
 import re
 import warnings
@@ -70,10 +71,16 @@ def apply_lora(
         target_modules=targets,
         modules_to_save=list(modules_to_save) if modules_to_save else None,
     )
-    with warnings.catch_warnings():
-        # GPT-2 keeps its weights as (in, out): peft sees that layer by layer and warns at each.
-        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+    with _no_orientation_warnings():
         return get_peft_model(model, config)
+
+
+@contextlib.contextmanager
+def _no_orientation_warnings():
+    """GPT-2 keeps its weights as (in, out): peft sees that layer by layer and warns at each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+        yield
 
 
 def _matches(targets, name: str) -> bool:
@@ -100,7 +107,8 @@ def load_adapter(model: PreTrainedModel, directory: str | os.PathLike, *, traina
     """The model with adapters from a folder or a Hub id, as a `PeftModel`."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
+    with _no_orientation_warnings():
+        return PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
 
 
 def register_lora_targets(mapping: dict | None = None) -> None:

@@ -77,6 +77,13 @@ class ProcessorTests:
             second["tokenizer_config.json"].pop(loading, None)
         assert first == second
 
+    def test_call_changes_no_setting(self, argument, tmp_path):
+        processor = self.make_processor()
+        processor.save_pretrained(tmp_path / "before")
+        self.call(processor, argument)
+        processor.save_pretrained(tmp_path / "after")
+        assert read_json(tmp_path / "before") == read_json(tmp_path / "after")
+
     def test_export_gives_equal_outputs_without_the_package(self, processor, tmp_path):
         processor.save_pretrained(tmp_path / "saved")
         argument = next(iter(self.text_arguments))

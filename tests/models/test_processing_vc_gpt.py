@@ -29,12 +29,16 @@ class TestVcGptProcessor(ProcessorTests):
     bad_calls = [
         ({}, "give images, text .* or captions"),
         ({"text": "a", "captions": "b"}, "not both"),
+        ({"text": 3}, "text must be a string or a list of strings"),
         ({"text": ["a dog", 3]}, "text must be a string or a list of strings, not int, str"),
         ({"captions": ["a dog", None]}, "captions must be a string or a list of strings"),
         ({"captions": [["a dog", "a cat"]]}, "captions must be a string or a list of strings, not list"),
         ({"captions": "a dog", "max_length": 2}, "max_length=2"),
         ({"text": "a dog", "max_length": 1}, "max_length=1"),
+        ({"text": []}, "text"),
+        ({"captions": []}, "captions"),
         ({"images": "no such file.png"}, "no such file.png"),
+        ({"text": "a dog", "sharpen": True}, "sharpen"),
     ]
 
     def make_processor(self) -> VcGptProcessor:

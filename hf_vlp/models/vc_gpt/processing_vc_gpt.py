@@ -1,5 +1,7 @@
 """Processor of VC-GPT: CLIP's image processor and GPT-2's tokenizer."""
 
+from collections.abc import Iterable
+
 from transformers import BatchFeature, ProcessorMixin
 
 
@@ -45,12 +47,15 @@ class VcGptProcessor(ProcessorMixin):
             return_tensors: `"pt"`, `"np"` or `None` for lists.
             kwargs: options of the image processor.
 
-        Raises ValueError when nothing is given, and when both `text` and `captions` are.
+        Raises ValueError when nothing is given, and when both `text` and `captions` are; TypeError for options that
+        nothing reads.
         """
         if images is None and text is None and captions is None:
             raise ValueError("Nothing to process: give images, text (prompts) or captions.")
         if text is not None and captions is not None:
             raise ValueError("Give text (prompts to continue) or captions (to learn from), not both.")
+        if images is None and kwargs:
+            raise TypeError(f"Without images there is no option {', '.join(sorted(kwargs))}.")
         data = {}
         if images is not None:
             data.update(self.image_processor(images, return_tensors=return_tensors, **kwargs))
@@ -67,17 +72,18 @@ class VcGptProcessor(ProcessorMixin):
 
     def _tokenize(self, texts, argument, side, end, max_length, pad_to_multiple_of, return_tensors):
         """Begin token, text and `end`, padded on one side."""
-        if isinstance(texts, str):
-            texts = [texts]
-        texts = list(texts)
+        texts = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+        if not texts:
+            raise ValueError(f"{argument} is empty: give at least one.")
         if not all(isinstance(text, str) for text in texts):
             kinds = sorted({type(text).__name__ for text in texts})
             raise TypeError(f"{argument} must be a string or a list of strings, not {', '.join(kinds)}.")
         room = max_length - 1 - len(end)
         if room < 1:
             raise ValueError(f"max_length={max_length} leaves no room for a word beside the special tokens.")
-        ids = self.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=room)["input_ids"]
-        ids = [[self.tokenizer.bos_token_id, *tokens, *end] for tokens in ids]
+        # Cut here: the tokenizer would keep `truncation` as a setting of its own and save it.
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = [[self.tokenizer.bos_token_id, *tokens[:room], *end] for tokens in ids]
         return self.tokenizer.pad(
             {"input_ids": ids},
             padding_side=side,
