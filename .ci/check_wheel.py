@@ -1,4 +1,4 @@
-"""Check what the wheel carries: the whole package, its recipes and templates, and nothing that must not be published."""
+"""Check what the wheel carries: the whole package with its recipes and templates, and nothing else."""
 
 import sys
 import zipfile

@@ -1,7 +1,7 @@
 """Augmentation of training pictures, for `CaptionCollator(augment=...)`.
 
-Each is called with a picture and a `random.Random`; the collator derives that generator from seed, epoch and record, so
-that a resumed run sees the same pictures.
+Each is called with a picture and a `random.Random`; the collator derives that generator from seed, epoch and record,
+so that a resumed run sees the same pictures.
 """
 
 import math
