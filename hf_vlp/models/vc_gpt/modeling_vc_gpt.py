@@ -182,6 +182,13 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
+def attend(module, query, key, value, attention_mask, **kwargs):
+    """Attention by the implementation that the configuration of `module` names."""
+    attention = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention_forward)
+    dropout = module.attention_dropout if module.training else 0.0
+    return attention(module, query, key, value, attention_mask, scaling=module.scaling, dropout=dropout, **kwargs)
+
+
 class VcGptConvolutionStem(nn.Module):
     """Patch embedding as stride-2 convolutions, each with norm and activation, and a 1x1 projection at the end.
 
@@ -238,19 +245,7 @@ class VcGptSelfAttention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, length, head dim)
         if past_key_values is not None:
             key, value = past_key_values.self_attention_cache.update(key, value, self.layer_idx)
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attention(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-            **kwargs,
-        )
+        output, weights = attend(self, query, key, value, attention_mask, **kwargs)
         return self.out_proj(output.reshape(batch, length, -1)), weights
 
 
@@ -297,19 +292,7 @@ class VcGptCrossAttention(nn.Module):
         rows, length, dim = hidden_states.shape
         query = self.q_proj(fold_rows(hidden_states, key.shape[0]))
         query = query.view(*query.shape[:2], -1, self.head_dim).transpose(1, 2)
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attention(
-            self,
-            query,
-            key,
-            value,
-            None,
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-            **kwargs,
-        )
+        output, weights = attend(self, query, key, value, None, **kwargs)
         return self.out_proj(output.reshape(rows, length, dim)), unfold_weights(weights, rows)
 
 
