@@ -123,6 +123,9 @@ def train(
     from hf_vlp.pretraining.run import train as run_training
 
     run_training(config, ctx.args, show=typer.echo if PartialState().is_main_process else lambda text: None)
+    # Left to the interpreter's exit, the threads of gloo abort the process now and then.
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
 
 
 def _read_data_arguments(data: str, extra: list[str]):

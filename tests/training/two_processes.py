@@ -84,3 +84,6 @@ def main(mode: str, output_dir: Path):
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
+    # Left to the interpreter's exit, the threads of gloo abort the process now and then.
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
