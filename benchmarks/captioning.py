@@ -98,8 +98,8 @@ class ReorderedVisualCache(VcGptCache):
     reorder_cache = EncoderDecoderCache.reorder_cache
 
 
-def caption_with_repeated_cache(model, num_beams: int, **options):
-    return model.generate(past_key_values=RepeatedVisualCache(num_beams), **options)
+def caption_with_repeated_cache(model, **options):
+    return model.generate(past_key_values=RepeatedVisualCache(options["num_beams"]), **options)
 
 
 def visual_bytes(cache: EncoderDecoderCache) -> int:
@@ -167,7 +167,7 @@ def main():
             }
             ways = {
                 "ours": partial(ours.generate, pixel_values=pictures, **options),
-                "repeated": partial(caption_with_repeated_cache, ours, num_beams, pixel_values=pictures, **options),
+                "repeated": partial(caption_with_repeated_cache, ours, pixel_values=pictures, **options),
                 "expanded": partial(expanded.generate, pixel_values=pictures, **options),
                 "VED": partial(ved.generate, pixel_values=pictures, **options),
             }
