@@ -20,11 +20,7 @@ import copy
 import math
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -40,7 +36,6 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -51,6 +46,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_vc_gpt import VcGptConfig
+from .saving import SelfContainedSaving
 
 DEFAULT_NEW_TOKENS = 20  # of `generate`; a decision of this package, enough for a caption
 
@@ -381,7 +377,7 @@ class VcGptFusionTextLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.mlp(self.ln_2(hidden_states)))
 
 
-class VcGptPreTrainedModel(PreTrainedModel):
+class VcGptPreTrainedModel(SelfContainedSaving, PreTrainedModel):
     """What all VC-GPT classes share: capabilities, saving, and answers about their parameters.
 
     The library's own initialisation is what the fusion module needs: normal(0, `initializer_range`) for linear layers
@@ -402,9 +398,10 @@ class VcGptPreTrainedModel(PreTrainedModel):
     # CLIP's final norm is not built where the fusion module takes the tokens before it (the default).
     _keys_to_ignore_on_load_unexpected = [r"vision_model\.post_layernorm\."]
 
-    # Copies the code of pipelines into a folder and returns the `custom_pipelines` of its configuration. Set by
-    # hf_vlp; None in code that was itself loaded from a repository.
-    _export_pipelines: Callable[[Path], dict] | None = None
+    _exported_classes = {
+        "AutoModel": "VcGptModel",
+        "AutoModelForImageTextToText": "VcGptForConditionalGeneration",
+    }
 
     # Modules for LoRA, as regular expressions over the full module name.
     lora_presets = {
@@ -441,66 +438,6 @@ class VcGptPreTrainedModel(PreTrainedModel):
         for name, parameter in self.named_parameters():
             if self.get_parameter_group(name) == "language":
                 parameter.requires_grad_(not freeze)
-
-    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
-        """Save weights, configuration, the code of the model and of its pipelines, so that the folder needs no hf_vlp.
-
-        Everything is written to a staging folder first and then moved over file by file: an interrupted save or a full
-        disk leaves what was there before. Arguments are those of `PreTrainedModel.save_pretrained`; weights keep their
-        in-memory names (`save_original_format=False`), without which Trainer cannot resume a nested CLIP tower.
-        """
-        if not is_main_process:
-            return
-        target = Path(save_directory)
-        kwargs.setdefault("save_original_format", False)
-        if kwargs.get("push_to_hub"):
-            kwargs.setdefault("repo_id", target.resolve().name)
-        target.mkdir(parents=True, exist_ok=True)
-        # A class under several auto classes is entered by hand: saving enters only the one that is saved.
-        file_name = __name__.split(".")[-1]
-        export_fields = {
-            "auto_map": {
-                "AutoModel": f"{file_name}.VcGptModel",
-                "AutoModelForImageTextToText": f"{file_name}.VcGptForConditionalGeneration",
-            }
-        }
-        with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as staging:
-            export_pipelines = self._export_pipelines or self._carry_pipelines
-            export_fields["custom_pipelines"] = export_pipelines(Path(staging))
-            before = vars(self.config).copy()
-            vars(self.config).update(export_fields)
-            try:
-                super().save_pretrained(staging, **kwargs)
-            finally:
-                for name in export_fields:
-                    vars(self.config).pop(name, None)
-                    if name in before:
-                        vars(self.config)[name] = before[name]
-            new_files = sorted(Path(staging).iterdir())
-            for file in new_files:
-                os.replace(file, target / file.name)
-            # A single file left from an earlier save would win over new shards.
-            new_names = {file.name for file in new_files}
-            for file in target.glob("model*.safetensors*"):
-                if file.name not in new_names:
-                    file.unlink()
-
-    def _carry_pipelines(self, directory: Path) -> dict:
-        """Copy the code of pipelines from the folder that the model was loaded from, and return its entries.
-
-        For models whose code came from a repository. Entries that name a repository ("id--module.Class") stay valid;
-        others whose file is gone are left out.
-        """
-        carried = {}
-        for task, entry in (getattr(self.config, "custom_pipelines", None) or {}).items():
-            if "--" not in entry["impl"]:
-                source = Path(self.config._name_or_path) / f"{entry['impl'].split('.')[0]}.py"
-                if not source.is_file():
-                    continue
-                for file in (source, *get_relative_import_files(source)):
-                    shutil.copyfile(file, directory / Path(file).name)
-            carried[task] = entry
-        return carried
 
 
 class VcGptFusion(VcGptPreTrainedModel):
