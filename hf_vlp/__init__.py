@@ -13,11 +13,22 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it.
 _EXPORTS = {
+    "MomeImageProcessorPil": "hf_vlp.models.mome.processing_mome",
+    "MomeProcessor": "hf_vlp.models.mome.processing_mome",
     "VcGptConfig": "hf_vlp.models.vc_gpt.configuration_vc_gpt",
     "VcGptForConditionalGeneration": "hf_vlp.models.vc_gpt.modeling_vc_gpt",
     "VcGptModel": "hf_vlp.models.vc_gpt.modeling_vc_gpt",
     "VcGptPreTrainedModel": "hf_vlp.models.vc_gpt.modeling_vc_gpt",
     "VcGptProcessor": "hf_vlp.models.vc_gpt.processing_vc_gpt",
+    "VlmoConfig": "hf_vlp.models.mome.configuration_vlmo",
+    "VlmoForImageClassification": "hf_vlp.models.mome.modeling_vlmo",
+    "VlmoForImageTextRetrieval": "hf_vlp.models.mome.modeling_vlmo",
+    "VlmoForImagesAndTextClassification": "hf_vlp.models.mome.modeling_vlmo",
+    "VlmoForMaskedLM": "hf_vlp.models.mome.modeling_vlmo",
+    "VlmoForPreTraining": "hf_vlp.models.mome.modeling_vlmo",
+    "VlmoForVisualQuestionAnswering": "hf_vlp.models.mome.modeling_vlmo",
+    "VlmoModel": "hf_vlp.models.mome.modeling_vlmo",
+    "VlmoPreTrainedModel": "hf_vlp.models.mome.modeling_vlmo",
     "pipeline": "hf_vlp.pipelines",
 }
 

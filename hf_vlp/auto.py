@@ -18,13 +18,15 @@ from .import_hooks import after_import
 class Architecture:
     """Where the classes of an architecture live, and which Auto class finds which of them.
 
-    module: package under `hf_vlp.models` with the files `{configuration,modeling,processing}_<module>.py`.
+    package: folder under `hf_vlp.models`. module: its files are `{configuration,modeling}_<module>.py` and
+        `processing_<package>.py`.
     config, processor: names of these classes; `tokenizer` is one of transformers.
     models: {name of the auto class: name of the model class}.
-    image_processors: {back end: class of transformers}, as `AutoImageProcessor` takes them.
+    image_processors: {back end: class of transformers or of the processing file}, as `AutoImageProcessor` takes them.
     pipelines: tasks of the pipelines whose code goes into each checkpoint.
     """
 
+    package: str
     module: str
     config: str
     processor: str
@@ -35,14 +37,23 @@ class Architecture:
 
     def get(self, part: str, name: str) -> type:
         """The class `name` of this architecture; `part` is configuration, modeling or processing."""
-        return getattr(import_module(f"hf_vlp.models.{self.module}.{part}_{self.module}"), name)
+        suffix = self.package if part == "processing" else self.module
+        return getattr(import_module(f"hf_vlp.models.{self.package}.{part}_{suffix}"), name)
 
     def get_config(self) -> type:
         return self.get("configuration", self.config)
 
+    def get_image_processor(self, backend: str) -> type:
+        """The image processor of a back end: "pil" or "torchvision"."""
+        import transformers
+
+        name = self.image_processors[backend]
+        return getattr(transformers, name) if hasattr(transformers, name) else self.get("processing", name)
+
 
 ARCHITECTURES = {
     "vc_gpt": Architecture(
+        package="vc_gpt",
         module="vc_gpt",
         config="VcGptConfig",
         processor="VcGptProcessor",
@@ -50,6 +61,24 @@ ARCHITECTURES = {
         models={"AutoModel": "VcGptModel", "AutoModelForImageTextToText": "VcGptForConditionalGeneration"},
         image_processors={"pil": "CLIPImageProcessorPil", "torchvision": "CLIPImageProcessor"},
         pipelines=("image-to-text",),
+    ),
+    "vlmo": Architecture(
+        package="mome",
+        module="vlmo",
+        config="VlmoConfig",
+        processor="MomeProcessor",
+        tokenizer="BertTokenizer",
+        models={
+            "AutoModel": "VlmoModel",
+            "AutoModelForPreTraining": "VlmoForPreTraining",
+            "AutoModelForMaskedLM": "VlmoForMaskedLM",
+            "AutoModelForVisualQuestionAnswering": "VlmoForVisualQuestionAnswering",
+            # The nearest there is for NLVR2: a label for a sentence, read with two pictures.
+            "AutoModelForSequenceClassification": "VlmoForImagesAndTextClassification",
+            "AutoModelForZeroShotImageClassification": "VlmoForImageTextRetrieval",
+            "AutoModelForImageClassification": "VlmoForImageClassification",
+        },
+        image_processors={"pil": "MomeImageProcessorPil", "torchvision": "MomeImageProcessor"},
     ),
 }
 
@@ -149,13 +178,12 @@ def _register_image_processors():
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
     def make_entries():
-        import transformers
         from transformers.utils import is_torchvision_available
 
         return {
             entry.get_config(): {
-                backend: getattr(transformers, name)
-                for backend, name in entry.image_processors.items()
+                backend: entry.get_image_processor(backend)
+                for backend in entry.image_processors
                 if backend != "torchvision" or is_torchvision_available()
             }
             for entry in ARCHITECTURES.values()
@@ -202,7 +230,7 @@ def register() -> None:
     after_import(f"{auto}.tokenization_auto", _register_tokenizers)
     after_import("peft", _register_lora_targets)
     for entry in ARCHITECTURES.values():
-        modeling = f"hf_vlp.models.{entry.module}.modeling_{entry.module}"
+        modeling = f"hf_vlp.models.{entry.package}.modeling_{entry.module}"
         after_import(modeling, lambda entry=entry: _export_pipelines_with(entry))
 
 

@@ -73,7 +73,7 @@ def _add_class_token(index: torch.Tensor, first_row: int) -> torch.Tensor:
 def eager_attention_forward(
     module, query, key, value, attention_mask, scaling, dropout=0.0, position_bias=None, **kwargs
 ):
-    """Plain attention; query, key, value are (batch, heads, length, head dim), mask and bias are added to the scores."""
+    """Plain attention; query, key, value (batch, heads, length, head dim); mask and bias are added to the scores."""
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if position_bias is not None:
         weights = weights + position_bias
