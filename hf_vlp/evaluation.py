@@ -1,5 +1,6 @@
-"""Captioning measured: generation, the field's metrics, and the two baselines that show that the model looks."""
+"""Models measured: one door for all tasks, and captioning with the two baselines that show that the model looks."""
 
+import inspect
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -19,8 +21,25 @@ from transformers.utils import logging
 from hf_vlp.data.collators import BadSamplePolicy, record_captions
 from hf_vlp.data.image_io import DEFAULT_MAX_PIXELS, ImageError, load_image
 from hf_vlp.metrics.captioning import CiderDScorer, DocumentFrequencies, caption_metrics, ptb_tokenize
+from hf_vlp.pretraining.build import iterate_captions
+from hf_vlp.tasks import Task, get_task
 
 logger = logging.get_logger(__name__)
+
+# Prefix of the metrics of a baseline -> how tables call it.
+BASELINES = {
+    "shuffled_": "pictures shuffled",
+    "constant_": "constant",
+    "question_only_": "question only",
+    "chance_": "chance",
+}
+# What an evaluation tells beside scores.
+COUNTS = (
+    *("pictures", "skipped_pictures", "captions_per_second", "constant_candidates", "constant_caption"),
+    *("samples", "skipped_samples", "samples_per_second", "constant_answer", "texts"),
+)
+# Training captions among which the best constant one is searched: all of Flickr8k, the first fifth of COCO.
+MAX_CONSTANT_POOL = 100_000
 
 ID_COLUMNS = ("image_id", "file_name", "id", "__key__")
 
@@ -252,9 +271,72 @@ def evaluate_captioning(
     return results
 
 
+def is_score(name: str) -> bool:
+    """Whether a key of an evaluation is a metric of the model itself: neither a baseline's nor a count."""
+    return name not in COUNTS and not name.startswith(tuple(BASELINES))
+
+
+def format_scores(split: str, scores: dict) -> str:
+    """A table: one line per metric, the model beside its baselines."""
+    columns = [("model", "")]
+    columns += [
+        (title, prefix)
+        for prefix, title in BASELINES.items()
+        if any(name.startswith(prefix) and name not in COUNTS for name in scores)
+    ]
+    names = [name for name in scores if is_score(name)]
+    width = max(map(len, [split, *names]))
+    lines = [f"{split.ljust(width)}  " + "  ".join(title.rjust(17) for title, _ in columns)]
+    for name in names:
+        cells = (
+            f"{scores[prefix + name]:.4f}".rjust(17) if prefix + name in scores else " " * 17 for _, prefix in columns
+        )
+        lines.append(f"{name.ljust(width)}  {'  '.join(cells)}".rstrip())
+    kind = "pictures" if "pictures" in scores else "samples"
+    lines.append(f"{scores[kind]} {kind}, {scores[f'skipped_{kind}']} skipped")
+    if "constant_caption" in scores:
+        lines.append(f"constant: {scores['constant_caption']!r}, best of {scores['constant_candidates']} candidates")
+    if "constant_answer" in scores:
+        lines.append(f"constant: {scores['constant_answer']!r}, the most frequent answer of the training data")
+    return "\n".join(lines)
+
+
+def evaluate_model(
+    model, processor, records: Sequence[dict], task: str | Task = "captioning", *, training_records=None, **options
+) -> dict[str, Any]:
+    """Measure a model on records: the metrics of the task, beside the baselines that it must beat.
+
+    Args:
+        model, processor: of a model with the head of the task; the model may be wrapped in adapters.
+        records: a sequence of records as `load_records` gives them.
+        task: name in `hf_vlp.tasks.TASKS`.
+        training_records: what the baselines are learnt from: the best constant caption, the most frequent answer, the
+            most frequent answer to the same question. Without them these are left out.
+        options: of the function that measures this task (`Task.evaluate`), such as `batch_size`,
+            `shuffled_pictures`, `predictions_path`, `bad_samples`, `progress`, `seed`.
+
+    Returns plain JSON data. Baselines have the names of the metrics behind the prefixes of `BASELINES`.
+    Raises ValueError for an option that the task does not have, and when no record can be measured.
+    """
+    task = get_task(task)
+    function = task.load("evaluate")
+    known = inspect.signature(function).parameters
+    if unknown := sorted(options.keys() - known.keys()):
+        raise ValueError(f"The evaluation of {task.name} has no option {unknown}; it takes {sorted(known)[3:]}.")
+    if training_records is not None:
+        if "training_captions" in known:
+            options["training_captions"] = islice(iterate_captions(training_records), MAX_CONSTANT_POOL)
+        elif "training_records" in known:
+            options["training_records"] = training_records
+    return function(model, processor, records, **options)
+
+
 __all__ = [
+    "BASELINES",
     "best_constant_caption",
     "evaluate_captioning",
+    "evaluate_model",
+    "format_scores",
     "generate_captions",
     "shuffled_order",
     "write_json",

@@ -31,6 +31,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_vlp.data.sources import DataArguments
+from hf_vlp.tasks import TASKS
 
 # Names that older versions of transformers had, and what to write now.
 RENAMED_TRAINING_ARGUMENTS = {
@@ -52,6 +53,10 @@ RENAMED_TRAINING_ARGUMENTS = {
 }
 
 
+# What model.freeze may name: `freeze_<name>()` of the model does it.
+FREEZABLE = ("vision", "language", "for_language_stage")
+
+
 def setting(default: Any, help: str):
     """A dataclass field with its help text."""
     return field(default=default, metadata={"help": help})
@@ -65,21 +70,29 @@ class ModelArguments:
     model_name_or_path: str | None = setting(None, "Start from this hf_vlp checkpoint (folder or Hub id).")
     vision_model_name_or_path: str | None = setting(None, "Start from this vision tower, together with a text model.")
     text_model_name_or_path: str | None = setting(None, "Start from this language model, with a vision tower.")
+    beit_model_name_or_path: str | None = setting(
+        None, "Start attention and image side from this BEiT; texts, and experts for them, are new."
+    )
     config: dict = field(
         default_factory=dict, metadata={"help": "Fields of the configuration that differ from its defaults."}
     )
     tokenizer_name_or_path: str | None = setting(
-        None, "Tokenizer of the model; default: that of the text model, or one trained from the training captions."
+        None, "Tokenizer of the model; default: that of the text model, or one trained from the training texts."
     )
-    vocab_size: int = setting(2000, "Most tokens of a tokenizer that is trained from the captions (at least 257).")
-    tokenizer_captions: int = setting(100_000, "Captions that a tokenizer is trained from, at most.")
+    vocab_size: int = setting(2000, "Most tokens of a tokenizer that is trained from the texts (bytes: at least 257).")
+    tokenizer_captions: int = setting(100_000, "Texts that a tokenizer is trained from, at most.")
     image_processor: dict = field(
         default_factory=dict,
         metadata={
             "help": "Options of the image processor that differ, such as image_mean, image_std, do_center_crop."
         },
     )
-    freeze: list[str] = field(default_factory=list, metadata={"help": "Towers that do not train: vision, language."})
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "What does not train: vision, language (towers), for_language_stage (all but the text side)."
+        },
+    )
     attn_implementation: str | None = setting(None, "sdpa (default) or eager.")
     dtype: str | None = setting(None, "Type of the weights: float32, bfloat16; default that of the checkpoint.")
 
@@ -92,8 +105,10 @@ class ModelArguments:
             raise ValueError("Starting from parts needs both vision_model_name_or_path and text_model_name_or_path.")
         if self.model_name_or_path is not None and self.vision_model_name_or_path is not None:
             raise ValueError("Give model_name_or_path or the two parts, not both.")
-        if unknown := sorted(set(self.freeze) - {"vision", "language"}):
-            raise ValueError(f"model.freeze names {unknown}; towers are vision and language.")
+        if self.beit_model_name_or_path and (self.model_name_or_path or self.vision_model_name_or_path):
+            raise ValueError("Give beit_model_name_or_path or another starting point, not both.")
+        if unknown := sorted(set(self.freeze) - set(FREEZABLE)):
+            raise ValueError(f"model.freeze names {unknown}; what can be frozen is {', '.join(FREEZABLE)}.")
 
 
 @dataclass
@@ -124,12 +139,20 @@ class VlpTrainingArguments(TrainingArguments):
             "help": "Rates of groups of parameters (vision, language, fusion), others take learning_rate; null undoes."
         },
     )
+    head_learning_rate_multiplier: float = setting(1.0, "Factor on the learning rate of the group head (a new task).")
+    no_decay: Literal["model", "original"] = setting(
+        "model", "Parameters without weight decay: what the model says, or exactly those of the original's code."
+    )
     layer_decay: float = setting(1.0, "Factor on the learning rate for each layer below the top (1: off).")
     shuffle_block: int = setting(1000, "Streams are shuffled in blocks of so many records (0: not at all).")
 
     def __post_init__(self):
         # Collators read the columns of the records, and Trainer would remove those that forward does not name.
         self.remove_unused_columns = False
+        if not self.head_learning_rate_multiplier > 0:
+            raise ValueError(
+                f"training.head_learning_rate_multiplier={self.head_learning_rate_multiplier} must be positive."
+            )
         if self.data_seed is None:
             self.data_seed = self.seed
         if not torch.accelerator.is_available():
@@ -204,7 +227,6 @@ class EvaluationArguments:
 
 
 OBJECTIVES = ("model_loss", "self_critical")
-TASKS = ("captioning",)
 
 
 @dataclass
@@ -443,7 +465,7 @@ def _merge(settings: dict, overrides: dict) -> dict:
 def _build(settings: dict, stage: str | None = None) -> RunArguments:
     """Dataclasses from checked keys."""
     parts: dict[str, Any] = {"stage": stage, "settings": settings}
-    for name, allowed in (("task", TASKS), ("objective", OBJECTIVES)):
+    for name, allowed in (("task", tuple(TASKS)), ("objective", OBJECTIVES)):
         if name in settings:
             if settings[name] not in allowed:
                 raise ValueError(f"{name}={settings[name]!r} is not one of {', '.join(allowed)}.")

@@ -5,21 +5,37 @@ import difflib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
 from hf_vlp.auto import ARCHITECTURES
+from hf_vlp.data import tokenization
 from hf_vlp.data.augment import AUGMENTATIONS
-from hf_vlp.data.collators import BadSamplePolicy, CaptionCollator
-from hf_vlp.data.tokenization import train_gpt2_tokenizer
+from hf_vlp.data.collators import BadSamplePolicy
+from hf_vlp.describe import align
 from hf_vlp.pretraining.arguments import ModelArguments, RunArguments
+from hf_vlp.tasks import TASKS, Task, get_task
 
 logger = logging.get_logger(__name__)
 
-# Which Auto class has the head of a task.
-TASK_AUTO_CLASSES = {"captioning": "AutoModelForImageTextToText"}
+
+class Start(NamedTuple):
+    """What a stage starts from.
+
+    model, processor: ready to train.
+    sources: where weights were taken from, in words; empty when nothing was.
+    fresh: names of the parameters that no source had.
+    unused: names of the weights of the source that the model has no place for.
+    """
+
+    model: Any
+    processor: Any
+    sources: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 def check_config_keys(config_class: type[PreTrainedConfig], values: dict, prefix: str = "model.config") -> None:
@@ -60,120 +76,265 @@ def check_architecture(path: str | os.PathLike, architecture: str) -> PreTrained
     return config
 
 
+def has_head(architecture: str, task: str | Task) -> bool:
+    """Whether an architecture has a model class for a task."""
+    try:
+        get_model_class(architecture, task)
+    except ValueError:
+        return False
+    return True
+
+
+def get_model_class(architecture: str, task: str | Task) -> type:
+    """The model class of an architecture that does a task; ValueError names the tasks that it has heads for."""
+    task, entry = get_task(task), ARCHITECTURES[architecture]
+    name = entry.models.get(task.auto_class) or entry.config.removesuffix("Config") + task.head
+    try:
+        return entry.get("modeling", name)
+    except AttributeError:
+        heads = [other for other in TASKS if other != task.name and has_head(architecture, other)]
+        raise ValueError(
+            f"{architecture} has no head for the task {task.name!r}, only for {', '.join(heads)}."
+        ) from None
+
+
 def make_image_processor(architecture: str, config: PreTrainedConfig, options: dict):
     """The image processor that fits a configuration, with some of its options replaced."""
     import transformers
     from transformers.utils import is_torchvision_available
 
-    names = ARCHITECTURES[architecture].image_processors
-    processor_class = getattr(transformers, names["torchvision" if is_torchvision_available() else "pil"])
-    size = config.vision_config.image_size
-    defaults = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
-    return processor_class(**{**defaults, **options})
+    entry = ARCHITECTURES[architecture]
+    name = entry.image_processors["torchvision" if is_torchvision_available() else "pil"]
+    processor_class = getattr(transformers, name, None) or entry.get("processing", name)
+    return processor_class(**{**_image_size_options(config), **options})
 
 
-def build_model_and_processor(settings: ModelArguments, captions: Iterable[str], *, task: str = "captioning"):
-    """The model and processor that a run starts from.
+def _image_size_options(config: PreTrainedConfig) -> dict:
+    """Options of the image processor that follow from the size of the model's pictures."""
+    if hasattr(config, "vision_config"):
+        size = config.vision_config.image_size
+        return {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    return {"size": {"height": config.image_size, "width": config.image_size}}
+
+
+def build_model_and_processor(
+    settings: ModelArguments,
+    captions: Iterable[str],
+    *,
+    task: str | Task = "captioning",
+    labels: Sequence[str] | None = None,
+):
+    """The model and processor that a run starts from; see `start_model`."""
+    start = start_model(settings, captions, task=task, labels=labels)
+    return start.model, start.processor
+
+
+def start_model(
+    settings: ModelArguments,
+    texts: Iterable[str],
+    *,
+    task: str | Task = "captioning",
+    labels: Sequence[str] | None = None,
+) -> Start:
+    """The model and processor that a stage starts from, and what of it was taken from where.
 
     Args:
-        settings: where they come from: nothing, a checkpoint, or existing parts.
-        captions: training captions, read only if a tokenizer is trained from them.
+        settings: where they come from: nothing, a checkpoint (of any head), existing parts, or a BEiT.
+        texts: training texts, read only if a tokenizer is trained from them.
         task: chooses the head.
+        labels: names of the labels of a new head; a checkpoint that has this head keeps its own.
 
-    Raises ValueError for configurations that are impossible, checkpoints of another architecture, and towers that do
-    not fit.
+    Raises ValueError for configurations that are impossible, checkpoints of another architecture, towers that do not
+    fit, and architectures without a head for the task.
     """
-    import transformers
-
-    architecture = ARCHITECTURES[settings.architecture]
-    auto_class_name = TASK_AUTO_CLASSES[task]
-    model_class = architecture.get("modeling", architecture.models[auto_class_name])
-    options = {}
-    if settings.attn_implementation:
-        options["attn_implementation"] = settings.attn_implementation
+    task = get_task(task)
+    model_class = get_model_class(settings.architecture, task)
     if settings.model_name_or_path:
-        path = settings.model_name_or_path
-        config = check_architecture(path, settings.architecture)
-        check_config_keys(type(config), settings.config)
-        config = AutoConfig.from_pretrained(path, **settings.config)
-        if settings.dtype:
-            options["dtype"] = settings.dtype
-        model = getattr(transformers, auto_class_name).from_pretrained(path, config=config, **options)
-        return model, AutoProcessor.from_pretrained(path, **settings.image_processor)
-    processor_class = architecture.get("processing", architecture.processor)
-    tokenizer = _make_tokenizer(settings, captions)
+        return _start_from_checkpoint(settings, model_class, task, labels)
+    processor_class = ARCHITECTURES[settings.architecture].get(
+        "processing", ARCHITECTURES[settings.architecture].processor
+    )
+    tokenizer = _make_tokenizer(settings, texts)
     if settings.vision_model_name_or_path:
-        check_config_keys(architecture.get_config(), settings.config)
-        try:
-            model = model_class.from_vision_text_pretrained(
-                settings.vision_model_name_or_path,
-                settings.text_model_name_or_path,
-                dtype=settings.dtype,
-                **settings.config,
-            )
-        except TypeError as error:
-            raise ValueError(f"The parts do not make a {settings.architecture} model: {error}") from error
-        if len(tokenizer) != model.get_input_embeddings().num_embeddings and settings.tokenizer_name_or_path:
-            model.resize_token_embeddings(len(tokenizer))
-        if settings.attn_implementation:
-            model.set_attn_implementation(settings.attn_implementation)
-        try:
-            image_processor = AutoImageProcessor.from_pretrained(
-                settings.vision_model_name_or_path, **settings.image_processor
-            )
-        except (OSError, ValueError):
-            logger.warning(f"{settings.vision_model_name_or_path} has no image processor; CLIP's settings are taken.")
-            image_processor = make_image_processor(settings.architecture, model.config, settings.image_processor)
-        return model, processor_class(image_processor, tokenizer)
-    values = dict(settings.config)
-    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
-    tokens["pad_token_id"] = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    values["text_config"] = {**(values.get("text_config") or {}), "vocab_size": len(tokenizer), **tokens}
-    config = make_config(settings.architecture, values)
+        return _start_from_parts(settings, model_class, processor_class, tokenizer)
+    values = {**_head_values(settings.architecture, task, labels), **settings.config}
+    if "text_config" in getattr(ARCHITECTURES[settings.architecture].get_config(), "sub_configs", {}):
+        tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
+        tokens["pad_token_id"] = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        values["text_config"] = {**(values.get("text_config") or {}), "vocab_size": len(tokenizer), **tokens}
+    else:
+        values |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    if settings.beit_model_name_or_path:
+        start = _start_from_beit(settings, model_class, values)
+    else:
+        start = Start(model_class(make_config(settings.architecture, values)), None)
+    model = start.model
     if settings.attn_implementation:
-        config._attn_implementation = settings.attn_implementation
-    model = model_class(config)
+        model.set_attn_implementation(settings.attn_implementation)
     if settings.dtype:
         import torch
 
         model.to(getattr(torch, settings.dtype))
-    image_processor = make_image_processor(settings.architecture, config, settings.image_processor)
-    return model, processor_class(image_processor, tokenizer)
+    image_processor = make_image_processor(settings.architecture, model.config, settings.image_processor)
+    return start._replace(processor=processor_class(image_processor, tokenizer))
 
 
-def _make_tokenizer(settings: ModelArguments, captions: Iterable[str]):
+def _head_values(architecture: str, task: Task, labels: Sequence[str] | None) -> dict:
+    """Fields of the configuration that a new head of this task needs."""
+    config_class = ARCHITECTURES[architecture].get_config()
+    fields = {entry.name for entry in dataclasses.fields(config_class)}
+    values = {name: value for name, value in task.config.items() if name in fields}
+    if labels:
+        values |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    return values
+
+
+def _start_from_checkpoint(settings: ModelArguments, model_class: type, task: Task, labels) -> Start:
+    path = settings.model_name_or_path
+    config = check_architecture(path, settings.architecture)
+    check_config_keys(type(config), settings.config)
+    has_same_head = model_class.__name__ in (config.architectures or ())
+    values = {} if has_same_head else _head_values(settings.architecture, task, labels)
+    config = AutoConfig.from_pretrained(path, **{**values, **settings.config})
+    options = {}
+    if settings.attn_implementation:
+        options["attn_implementation"] = settings.attn_implementation
+    if settings.dtype:
+        options["dtype"] = settings.dtype
+    model, info = model_class.from_pretrained(path, config=config, output_loading_info=True, **options)
+    image_options = _image_size_options(model.config) if "image_size" in settings.config else {}
+    processor = AutoProcessor.from_pretrained(path, **{**image_options, **settings.image_processor})
+    return Start(
+        model,
+        processor,
+        sources=(str(path),),
+        fresh=tuple(sorted(info["missing_keys"])),
+        unused=tuple(sorted(info["unexpected_keys"])),
+    )
+
+
+def _start_from_beit(settings: ModelArguments, model_class: type, values: dict) -> Start:
+    path = settings.beit_model_name_or_path
+    if not hasattr(model_class, "from_beit_pretrained"):
+        raise ValueError(f"{settings.architecture} does not start from a BEiT: leave out beit_model_name_or_path.")
+    check_config_keys(ARCHITECTURES[settings.architecture].get_config(), settings.config)
+    try:
+        model, info = model_class.from_beit_pretrained(path, output_loading_info=True, **values)
+    except (TypeError, OSError) as error:
+        raise ValueError(f"{path} does not make a {settings.architecture} model: {error}") from error
+    return Start(
+        model,
+        None,
+        sources=(str(path),),
+        fresh=tuple(sorted(info["missing_keys"])),
+        unused=tuple(sorted(info["unexpected_keys"])),
+    )
+
+
+def _start_from_parts(settings: ModelArguments, model_class: type, processor_class: type, tokenizer) -> Start:
+    check_config_keys(ARCHITECTURES[settings.architecture].get_config(), settings.config)
+    try:
+        model = model_class.from_vision_text_pretrained(
+            settings.vision_model_name_or_path,
+            settings.text_model_name_or_path,
+            dtype=settings.dtype,
+            **settings.config,
+        )
+    except TypeError as error:
+        raise ValueError(f"The parts do not make a {settings.architecture} model: {error}") from error
+    if len(tokenizer) != model.get_input_embeddings().num_embeddings and settings.tokenizer_name_or_path:
+        model.resize_token_embeddings(len(tokenizer))
+    if settings.attn_implementation:
+        model.set_attn_implementation(settings.attn_implementation)
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(
+            settings.vision_model_name_or_path, **settings.image_processor
+        )
+    except (OSError, ValueError):
+        logger.warning(f"{settings.vision_model_name_or_path} has no image processor; CLIP's settings are taken.")
+        image_processor = make_image_processor(settings.architecture, model.config, settings.image_processor)
+    return Start(model, processor_class(image_processor, tokenizer))
+
+
+def _make_tokenizer(settings: ModelArguments, texts: Iterable[str]):
     path = settings.tokenizer_name_or_path or settings.text_model_name_or_path
     if path:
         return AutoTokenizer.from_pretrained(path)
-    return train_gpt2_tokenizer(itertools.islice(captions, settings.tokenizer_captions), settings.vocab_size)
+    if ARCHITECTURES[settings.architecture].tokenizer == "BertTokenizer":
+        train_tokenizer = tokenization.train_bert_tokenizer
+    else:
+        train_tokenizer = tokenization.train_gpt2_tokenizer
+    return train_tokenizer(itertools.islice(texts, settings.tokenizer_captions), settings.vocab_size)
+
+
+def describe_start(start: Start) -> str:
+    """A table of a model at its start, one row for each kind of module: what was taken, is fresh, and trains.
+
+    Layers of one kind share a row, their number written as `*`. Empty when the model was not taken from anywhere.
+    """
+    if not start.sources:
+        return ""
+    fresh = set(start.fresh)
+    counts: dict[str, list[int]] = {}
+    for name, parameter in start.model.named_parameters():
+        part = ".".join("*" if piece.isdigit() else piece for piece in name.split(".")[:-1][:5]) or name
+        entry = counts.setdefault(part, [0, 0, 0])
+        entry[0 if name not in fresh else 1] += parameter.numel()
+        entry[2] += parameter.numel() if parameter.requires_grad else 0
+    rows = [["part", "taken", "fresh", "trains"]]
+    for part, (taken, new, trainable) in counts.items():
+        trains = "no" if not trainable else "yes" if trainable == taken + new else f"{trainable:,}"
+        rows.append([part, f"{taken:,}", f"{new:,}", trains])
+    total, new, trainable = (sum(entry[column] for entry in counts.values()) for column in range(3))
+    rows.append(["total", f"{total:,}", f"{new:,}", f"{trainable:,}"])
+    lines = [f"Start: {' and '.join(start.sources)}", *align(rows)]
+    if start.unused:
+        shown = ", ".join(start.unused[:5]) + (", ..." if len(start.unused) > 5 else "")
+        lines.append(f"Not used of the source: {len(start.unused)} tensors ({shown})")
+    return "\n".join(lines)
 
 
 def check_lengths(run: RunArguments, model) -> None:
-    """Raise ValueError when captions of the run can be longer than the positions that the model has."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Raise ValueError when texts of the run can be longer than the positions that the model has."""
+    config = model.config
+    if hasattr(config, "text_config"):
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        raise_it = "model.config.text_config.n_positions"
+        owner = "the language model"
+    else:
+        raise_it = (
+            "max_text_length_of_table"
+            if not getattr(config, "use_absolute_position_embeddings", True)
+            else "max_text_length"
+        )
+        positions, raise_it, owner = getattr(config, raise_it, None), f"model.config.{raise_it}", "the model"
     if positions is None:
         return
-    lengths = {
-        "batches.max_length": run.batches.max_length,
-        "evaluation.generation.max_new_tokens": run.evaluation.generation.get("max_new_tokens", 0),
-        "self_critical.max_new_tokens": run.self_critical.max_new_tokens,
-    }
+    lengths = {"batches.max_length": run.batches.max_length}
+    if run.task == "captioning":
+        lengths["evaluation.generation.max_new_tokens"] = run.evaluation.generation.get("max_new_tokens", 0)
+        lengths["self_critical.max_new_tokens"] = run.self_critical.max_new_tokens
     for name, length in lengths.items():
         if length > positions:
             raise ValueError(
-                f"{name}={length} is longer than the {positions} positions of the language model: lower it, or raise "
-                "model.config.text_config.n_positions."
+                f"{name}={length} is longer than the {positions} positions of {owner}: lower it, or raise {raise_it}."
             )
 
 
 def freeze_towers(model, towers: Sequence[str]) -> None:
-    """Freeze exactly these towers (vision, language); the rest trains."""
+    """Freeze exactly these (vision, language, for_language_stage); the rest trains."""
     model.requires_grad_(True)
     for tower in towers:
         freeze = getattr(model, f"freeze_{tower}", None)
         if freeze is None:
-            raise ValueError(f"{type(model).__name__} has no {tower} tower to freeze.")
+            raise ValueError(f"{type(model).__name__} has no {tower} to freeze.")
         freeze()
+
+
+def find_labels(run: RunArguments, records) -> list[str] | None:
+    """The labels of a new head for the task of a run, read from its training records where the task says so."""
+    labels = get_task(run.task).labels
+    return list(labels) if isinstance(labels, tuple) else None
 
 
 def iterate_captions(records) -> Iterator[str]:
@@ -186,12 +347,23 @@ def iterate_references(records) -> Iterator[list[str]]:
     """The list of captions of each record that has any, without its pictures."""
     from hf_vlp.data.collators import record_captions
 
-    columns = [name for name in ("captions", "text") if name in (getattr(records, "column_names", None) or ())]
-    if columns and hasattr(records, "select_columns"):
-        records = records.select_columns(columns)
-    for record in records:
+    for record in _only_columns(records, ("captions", "text")):
         if captions := record_captions(record):
             yield captions
+
+
+def iterate_texts(records, task: str | Task) -> Iterator[str]:
+    """The texts of a data set that its tokenizer is trained from, without its pictures."""
+    columns = get_task(task).texts
+    for record in _only_columns(records, columns):
+        texts = next((record[column] for column in columns if record.get(column) is not None), ())
+        yield from (text for text in ([texts] if isinstance(texts, str) else texts) if text and text.strip())
+
+
+def _only_columns(records, columns: Sequence[str]):
+    """The records with those of these columns that they have, if they can be narrowed down."""
+    present = [name for name in columns if name in (getattr(records, "column_names", None) or ())]
+    return records.select_columns(present) if present and hasattr(records, "select_columns") else records
 
 
 def first_records(records, count: int | None):
@@ -216,40 +388,47 @@ def make_augmentation(settings: dict | None) -> Callable | None:
         raise ValueError(f"batches.augment.{name}: {error}") from error
 
 
-def make_collator(run: RunArguments, processor, collator_class: type = CaptionCollator, **options) -> CaptionCollator:
-    """A collator with the settings of `batches:`, but for the augmentation, and its own counts of bad samples."""
-    batches = run.batches
+def make_collator(run: RunArguments, processor, collator_class: type | None = None, *, training: bool = False):
+    """A collator with the settings of `batches:` and its own counts of bad samples.
+
+    Args:
+        collator_class: by default that of the task.
+        training: for training: with augmentation.
+    """
+    batches, task = run.batches, get_task(run.task)
+    options = {name: getattr(batches, name) for name in task.collator_options if name != "augment"}
+    if options.get("captions_per_image", 1) != "all" and isinstance(options.get("captions_per_image"), str):
+        raise ValueError(f"batches.captions_per_image={batches.captions_per_image!r} is neither a number nor 'all'.")
+    if "augment" in task.collator_options and training:
+        options["augment"] = make_augmentation(batches.augment)
     policy = BadSamplePolicy(
         batches.bad_samples,
         max_in_a_row=batches.max_bad_in_a_row,
         max_total=batches.max_bad_samples,
         max_fraction=batches.max_bad_fraction,
     )
-    captions_per_image = batches.captions_per_image
-    if isinstance(captions_per_image, str) and captions_per_image != "all":
-        raise ValueError(f"batches.captions_per_image={captions_per_image!r} is neither a number nor 'all'.")
-    return collator_class(
-        processor,
-        max_length=batches.max_length,
-        pad_to_multiple_of=batches.pad_to_multiple_of,
-        captions_per_image=captions_per_image,
-        bad_samples=policy,
-        seed=run.training.data_seed,
-        **options,
-    )
+    collator_class = collator_class or task.load("collator")
+    return collator_class(processor, bad_samples=policy, seed=run.training.data_seed, **options)
 
 
 __all__ = [
+    "Start",
     "build_model_and_processor",
     "check_architecture",
     "check_config_keys",
     "check_lengths",
+    "describe_start",
+    "find_labels",
     "first_records",
     "freeze_towers",
+    "get_model_class",
+    "has_head",
     "iterate_captions",
     "iterate_references",
+    "iterate_texts",
     "make_augmentation",
     "make_collator",
     "make_config",
     "make_image_processor",
+    "start_model",
 ]

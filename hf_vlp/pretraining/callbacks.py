@@ -60,18 +60,54 @@ class ParameterTableCallback(TrainerCallback):
             self.show(parameter_table(model, optimizer))
 
 
-class CaptioningCallback(TrainerCallback):
-    """Captions a few pictures at each evaluation and adds the scores to its metrics.
+class EvaluationCallback(TrainerCallback):
+    """Measures a few records at each evaluation and adds the scores to its metrics.
 
     The scores appear as `eval_cider_d`, ... in the metrics that Trainer looks at, so that
     `metric_for_best_model: eval_cider_d` with `load_best_model_at_end: true` keeps the best checkpoint.
 
     Args:
         processor: of the model.
-        records: sequence of records with references.
-        metrics, generation, batch_size: see `hf_vlp.evaluation.evaluate_captioning`.
-        predictions_dir: folder for the captions of each evaluation (`step-N.json`), or `None`.
+        records: sequence of records that the task can measure.
+        task: see `hf_vlp.evaluation.evaluate_model`.
+        predictions_dir: folder for the predictions of each evaluation (`step-N.json`), or `None`.
+        options: of the task's evaluation.
     """
+
+    def __init__(
+        self,
+        processor,
+        records: Sequence[dict],
+        *,
+        task: str,
+        predictions_dir: str | os.PathLike | None = None,
+        **options,
+    ):
+        self.processor = processor
+        self.records = records
+        self.task = task
+        self.predictions_dir = predictions_dir
+        self.options = options
+        self.trainer = None  # set by the caller: scores are logged through it
+
+    def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
+        from hf_vlp.evaluation import evaluate_model
+
+        path = None
+        if self.predictions_dir is not None:
+            path = Path(self.predictions_dir) / f"step-{state.global_step}.json"
+        options = {"progress": False, **self.options}
+        with self.trainer.off_the_clock():
+            scores = evaluate_model(model, self.processor, self.records, self.task, predictions_path=path, **options)
+        uninteresting = {name for name in scores if name in ("pictures", "samples") or name.endswith("_per_second")}
+        uninteresting |= {name for name in scores if name.startswith("skipped_") and not scores[name]}
+        logs = {f"eval_{name}": value for name, value in scores.items() if name not in uninteresting}
+        metrics.update(logs)
+        self.trainer.log(logs)
+
+
+class CaptioningCallback(EvaluationCallback):
+    """`EvaluationCallback` for captioners."""
 
     def __init__(
         self,
@@ -83,37 +119,8 @@ class CaptioningCallback(TrainerCallback):
         batch_size: int = 16,
         predictions_dir: str | os.PathLike | None = None,
     ):
-        self.processor = processor
-        self.records = records
-        self.metrics = metrics
-        self.generation = generation
-        self.batch_size = batch_size
-        self.predictions_dir = predictions_dir
-        self.trainer = None  # set by the caller: scores are logged through it
-
-    def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
-        from hf_vlp.evaluation import evaluate_captioning
-
-        path = None
-        if self.predictions_dir is not None:
-            path = Path(self.predictions_dir) / f"step-{state.global_step}.json"
-        with self.trainer.off_the_clock():
-            scores = evaluate_captioning(
-                model,
-                self.processor,
-                self.records,
-                metrics=self.metrics,
-                generation=self.generation,
-                batch_size=self.batch_size,
-                progress=False,
-                predictions_path=path,
-            )
-        uninteresting = {"pictures", "captions_per_second"} | (
-            set() if scores["skipped_pictures"] else {"skipped_pictures"}
-        )
-        logs = {f"eval_{name}": value for name, value in scores.items() if name not in uninteresting}
-        metrics.update(logs)
-        self.trainer.log(logs)
+        options = {"metrics": metrics, "generation": generation, "batch_size": batch_size}
+        super().__init__(processor, records, task="captioning", predictions_dir=predictions_dir, **options)
 
 
 class JsonLinesCallback(TrainerCallback):
@@ -129,4 +136,10 @@ class JsonLinesCallback(TrainerCallback):
                 file.write(json.dumps({**logs, "step": state.global_step}) + "\n")
 
 
-__all__ = ["BookkeepingCallback", "CaptioningCallback", "JsonLinesCallback", "ParameterTableCallback"]
+__all__ = [
+    "BookkeepingCallback",
+    "CaptioningCallback",
+    "EvaluationCallback",
+    "JsonLinesCallback",
+    "ParameterTableCallback",
+]

@@ -1,7 +1,7 @@
 """A training run from one YAML: parse, build, train, evaluate, save."""
 
 import dataclasses
-import itertools
+import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -15,31 +15,31 @@ from transformers.utils import logging
 
 from hf_vlp.adapters import apply_lora, merge_lora, save_adapter
 from hf_vlp.data.sources import load_records
-from hf_vlp.evaluation import evaluate_captioning
+from hf_vlp.evaluation import evaluate_model, format_scores, is_score
 from hf_vlp.hub.cards import Evaluation, make_card
 from hf_vlp.hub.export import save_repository
 from hf_vlp.metrics.captioning import CiderDScorer, DocumentFrequencies, build_document_frequencies
-from hf_vlp.pretraining.arguments import RunArguments, parse_arguments
+from hf_vlp.pretraining.arguments import ModelArguments, RunArguments, parse_arguments
 from hf_vlp.pretraining.build import (
-    build_model_and_processor,
     check_lengths,
+    describe_start,
+    find_labels,
     first_records,
     freeze_towers,
-    iterate_captions,
     iterate_references,
-    make_augmentation,
+    iterate_texts,
     make_collator,
+    start_model,
 )
-from hf_vlp.pretraining.callbacks import CaptioningCallback, JsonLinesCallback, ParameterTableCallback
+from hf_vlp.pretraining.callbacks import EvaluationCallback, JsonLinesCallback, ParameterTableCallback
 from hf_vlp.pretraining.self_critical import SelfCriticalCollator, SelfCriticalTrainer
 from hf_vlp.pretraining.trainer import VlpTrainer, get_last_checkpoint
+from hf_vlp.tasks import get_task
 
 logger = logging.get_logger(__name__)
 
 METRICS_NAME = "metrics.json"
 SETTINGS_NAME = "run.yaml"
-# Training captions among which the best constant one is searched: all of Flickr8k, the first fifth of COCO.
-MAX_CONSTANT_POOL = 100_000
 
 
 def train(
@@ -69,31 +69,53 @@ def train(
             """One process tells, the others do the same."""
 
     run = arguments if isinstance(arguments, RunArguments) else parse_arguments(arguments, flags)
-    model = processor = None
+    model = processor = previous = None
     results: dict[str, dict] = {}
     for stage in run.stages():
+        if previous is not None and not _goes_on(previous, stage):
+            stage.model = _start_from_stage(stage.model, previous)
+            model = processor = None
+        previous = stage
         finished = load_finished_stage(stage)
         if finished is not None:
             show(f"Stage {stage.stage}: finished before, taken from {stage.training.output_dir}.")
-            stage.model = dataclasses.replace(
-                stage.model,
-                model_name_or_path=stage.training.output_dir,
-                vision_model_name_or_path=None,
-                text_model_name_or_path=None,
-                config={},
-            )
-            model, processor = build_model_and_processor(stage.model, (), task=stage.task)
+            own = dataclasses.replace(_start_from_stage(stage.model, stage), config={})
+            model, processor = start_model(own, (), task=stage.task)[:2]
             results[stage.stage] = finished
             continue
         if stage.stage:
-            show(f"Stage {stage.stage}: {stage.objective}.")
+            what = stage.task if stage.objective == "model_loss" else stage.objective
+            show(f"Stage {stage.stage}: {what}.")
         model, processor, metrics = train_stage(stage, model, processor, show=show)
         results[stage.stage or "run"] = metrics
     last = list(results.values())[-1]
     if run.all_stages:
         last = {**last, "stages": dict(list(results.items())[:-1])}
-        save(run, model, processor, last)
+        whole = dataclasses.replace(previous, training=run.training, settings=run.settings)
+        save(whole, model, processor, last)
     return last
+
+
+def _goes_on(previous: RunArguments, stage: RunArguments) -> bool:
+    """Whether a stage trains the very model of the one before; another head or size is built anew."""
+    return previous.task == stage.task and previous.model.config == stage.model.config
+
+
+def _start_from_stage(model: ModelArguments, previous: RunArguments) -> ModelArguments:
+    """The settings of a model that starts from the repository of an earlier stage."""
+    changed = {
+        name: value
+        for name, value in model.config.items()
+        if name not in previous.model.config or previous.model.config[name] != value
+    }
+    return dataclasses.replace(
+        model,
+        model_name_or_path=previous.training.output_dir,
+        vision_model_name_or_path=None,
+        text_model_name_or_path=None,
+        beit_model_name_or_path=None,
+        config=changed,
+    )
 
 
 def load_finished_stage(stage: RunArguments) -> dict | None:
@@ -112,11 +134,16 @@ def train_stage(stage: RunArguments, model=None, processor=None, *, show: Callab
     """One stage: build, train, evaluate, save. Returns (model, processor, metrics)."""
     set_seed(stage.training.seed)
     records = load_records(stage.data, "train")
+    start = None
     if model is None:
-        model, processor = build_model_and_processor(stage.model, iterate_captions(records), task=stage.task)
+        labels = find_labels(stage, records)
+        start = start_model(stage.model, iterate_texts(records, stage.task), task=stage.task, labels=labels)
+        model, processor = start.model, start.processor
     check_lengths(stage, model)
     use_cache = getattr(model.config, "use_cache", None)
     freeze_towers(model, stage.model.freeze)
+    if start is not None and start.sources:
+        show(describe_start(start))
     if stage.peft is not None:
         options = dataclasses.asdict(stage.peft)
         options.pop("merge")
@@ -157,20 +184,19 @@ def make_trainer(stage: RunArguments, model, processor, records, *, show=logger.
     """The trainer of a stage with its collators and callbacks."""
     training, evaluation = stage.training, stage.evaluation
     callbacks = [ParameterTableCallback(show), JsonLinesCallback(Path(training.output_dir) / "log.jsonl")]
-    eval_records = captioning = None
+    eval_records = scoring = None
     if str(training.eval_strategy) not in ("no", "IntervalStrategy.NO"):
         eval_split = load_records(stage.data, evaluation.split)
         eval_records = first_records(eval_split, evaluation.max_records)
         if evaluation.num_samples > 0:
-            captioning = CaptioningCallback(
+            scoring = EvaluationCallback(
                 processor,
                 first_records(eval_records, evaluation.num_samples),
-                metrics=evaluation.metrics,
-                generation=evaluation.generation,
-                batch_size=evaluation.batch_size,
+                task=stage.task,
                 predictions_dir=Path(training.output_dir) / "predictions",
+                **_evaluation_options(stage, baselines=False),
             )
-            callbacks.append(captioning)
+            callbacks.append(scoring)
     options = {
         "model": model,
         "args": training,
@@ -180,20 +206,30 @@ def make_trainer(stage: RunArguments, model, processor, records, *, show=logger.
         "callbacks": callbacks,
         "eval_collator": make_collator(stage, processor),
     }
-    augment = make_augmentation(stage.batches.augment)
     if stage.objective == "self_critical":
         trainer = SelfCriticalTrainer(
-            data_collator=make_collator(stage, processor, SelfCriticalCollator, augment=augment),
+            data_collator=make_collator(stage, processor, SelfCriticalCollator, training=True),
             scorer=make_scorer(stage, records, end_token=processor.tokenizer.eos_token),
             settings=stage.self_critical,
             **options,
         )
     else:
-        trainer = VlpTrainer(data_collator=make_collator(stage, processor, augment=augment), **options)
-    if captioning is not None:
-        captioning.trainer = trainer
-    trainer.eval_collator.set_epoch(0)  # the same captions at every evaluation
+        trainer = VlpTrainer(data_collator=make_collator(stage, processor, training=True), **options)
+    if scoring is not None:
+        scoring.trainer = trainer
+    trainer.eval_collator.set_epoch(0)  # the same draws at every evaluation
     return trainer
+
+
+def _evaluation_options(stage: RunArguments, *, baselines: bool) -> dict[str, Any]:
+    """Settings of the run that the evaluation of its task takes; without `baselines` those cost nothing."""
+    values = {name.name: getattr(stage.evaluation, name.name) for name in dataclasses.fields(stage.evaluation)}
+    values |= {name: getattr(stage.batches, name) for name in get_task(stage.task).collator_options}
+    values |= {"seed": stage.training.seed, "progress": baselines}
+    if not baselines:
+        values |= {"shuffled_pictures": False}
+    known = inspect.signature(get_task(stage.task).load("evaluate")).parameters
+    return {name: value for name, value in values.items() if name in known}
 
 
 def make_scorer(stage: RunArguments, records, *, end_token: str) -> CiderDScorer:
@@ -214,49 +250,19 @@ def evaluate(stage: RunArguments, model, processor, records, *, show: Callable[[
     """The final evaluation: every split of `evaluation.final_splits`, scores named `<split>_<metric>`."""
     evaluation = stage.evaluation
     metrics: dict[str, Any] = {}
-    captions = None
-    if evaluation.final_splits and evaluation.constant_candidates:
-        captions = list(itertools.islice(iterate_captions(records), MAX_CONSTANT_POOL))
     for split in evaluation.final_splits:
-        scores = evaluate_captioning(
+        scores = evaluate_model(
             model,
             processor,
             first_records(load_records(stage.data, split), evaluation.final_max_records),
-            metrics=evaluation.metrics,
-            generation=evaluation.generation,
-            batch_size=evaluation.batch_size,
-            shuffled_pictures=evaluation.shuffled_pictures,
-            training_captions=captions,
-            constant_candidates=evaluation.constant_candidates,
+            stage.task,
+            training_records=records if evaluation.constant_candidates else None,
             predictions_path=Path(stage.training.output_dir) / "predictions" / f"{split}.json",
-            seed=stage.training.seed,
+            **_evaluation_options(stage, baselines=True),
         )
         show(format_scores(split, scores))
         metrics |= {f"{split}_{name}": value for name, value in scores.items()}
     return metrics
-
-
-def format_scores(split: str, scores: dict) -> str:
-    """A table: one line per metric, the model beside the shuffled pictures and the best constant caption."""
-    columns = [("model", "")]
-    columns += [
-        (title, prefix)
-        for title, prefix in (("pictures shuffled", "shuffled_"), ("constant", "constant_"))
-        if any(name.startswith(prefix) and name != "constant_caption" for name in scores)
-    ]
-    counts = ("pictures", "skipped_pictures", "captions_per_second", "constant_candidates", "constant_caption")
-    names = [name for name in scores if name not in counts and not name.startswith(("shuffled_", "constant_"))]
-    width = max(map(len, [split, *names]))
-    lines = [f"{split.ljust(width)}  " + "  ".join(title.rjust(17) for title, _ in columns)]
-    for name in names:
-        cells = (
-            f"{scores[prefix + name]:.4f}".rjust(17) if prefix + name in scores else " " * 17 for _, prefix in columns
-        )
-        lines.append(f"{name.ljust(width)}  " + "  ".join(cells))
-    lines.append(f"{scores['pictures']} pictures, {scores['skipped_pictures']} skipped")
-    if "constant_caption" in scores:
-        lines.append(f"constant: {scores['constant_caption']!r}, best of {scores['constant_candidates']} candidates")
-    return "\n".join(lines)
 
 
 def save(stage: RunArguments, model, processor, metrics: dict):
@@ -287,15 +293,15 @@ def save(stage: RunArguments, model, processor, metrics: dict):
 
 def describe(stage: RunArguments, model, metrics: dict):
     """The model card: what was measured, on what, and how it was trained."""
-    prefixes = ("shuffled_", "constant_")
-    counts = ("pictures", "skipped_pictures", "captions_per_second")
-    generation = ", ".join(f"{name}={value}" for name, value in stage.evaluation.generation.items())
+    protocol = stage.task
+    if stage.task == "captioning":
+        protocol = f"generate({', '.join(f'{name}={value}' for name, value in stage.evaluation.generation.items())})"
     evaluations = []
     for split in stage.evaluation.final_splits:
         scores = {
             name.removeprefix(f"{split}_"): value for name, value in metrics.items() if name.startswith(f"{split}_")
         }
-        own = {name: value for name, value in scores.items() if not name.startswith(prefixes) and name not in counts}
+        own = {name: value for name, value in scores.items() if is_score(name)}
         shuffled = {name: scores[f"shuffled_{name}"] for name in own if f"shuffled_{name}" in scores}
         evaluations.append(
             Evaluation(
@@ -303,14 +309,15 @@ def describe(stage: RunArguments, model, metrics: dict):
                 split=split,
                 metrics=own,
                 shuffled=shuffled or None,
-                num_samples=scores["pictures"],
-                protocol=f"generate({generation})",
+                num_samples=scores.get("pictures", scores.get("samples", 0)),
+                protocol=protocol,
             )
         )
     parts = (
         stage.model.model_name_or_path,
         stage.model.vision_model_name_or_path,
         stage.model.text_model_name_or_path,
+        stage.model.beit_model_name_or_path,
     )
     settings = {name: value for name, value in stage.settings.items() if name not in ("stages", "evaluation")}
     base_models = [part for part in parts if part and not Path(part).exists()]

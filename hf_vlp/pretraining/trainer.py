@@ -6,6 +6,7 @@ behind the last batch that was trained on.
 """
 
 import contextlib
+import inspect
 import json
 import os
 import shutil
@@ -431,14 +432,25 @@ def make_parameter_groups(model: nn.Module, args) -> list[dict]:
 
     Args:
         args: with `learning_rate`, `weight_decay` and, optionally, `group_learning_rates` (group -> rate) and
-            `layer_decay` (factor per layer below the top; 1 is off).
+            `layer_decay` (factor per layer below the top; 1 is off), `head_learning_rate_multiplier` (for the group
+            `"head"`) and `no_decay` (`"original"` asks the model for `no_weight_decay(original=True)` and decays all
+            others, vectors included).
 
     Returns dicts with `params`, `lr`, `weight_decay`, `name`. Raises ValueError for rates of unknown groups, for layer
     decay on a model that does not tell its layers, and when nothing trains.
     """
     plain = plain_model(model)
     group_of = getattr(plain, "get_parameter_group", lambda name: "all")
-    no_decay = plain.no_weight_decay() if hasattr(plain, "no_weight_decay") else None
+    as_original = getattr(args, "no_decay", "model") == "original"
+    if as_original:
+        if "original" not in inspect.signature(getattr(plain, "no_weight_decay", dict)).parameters:
+            raise ValueError(
+                f"no_decay='original' needs a model that tells it (no_weight_decay(original=True)); "
+                f"{type(plain).__name__} does not. Set no_decay to model."
+            )
+        no_decay = plain.no_weight_decay(original=True)
+    else:
+        no_decay = plain.no_weight_decay() if hasattr(plain, "no_weight_decay") else None
     rates = dict(getattr(args, "group_learning_rates", None) or {})
     layer_decay = getattr(args, "layer_decay", 1.0)
     if layer_decay != 1.0 and not hasattr(plain, "get_parameter_layer"):
@@ -449,14 +461,22 @@ def make_parameter_groups(model: nn.Module, args) -> list[dict]:
     known = {group_of(plain_name(name)) for name, _ in model.named_parameters()}
     if unknown := sorted(rates.keys() - known):
         raise ValueError(f"group_learning_rates names {unknown}; {type(plain).__name__} has {sorted(known)}.")
+    multiplier = getattr(args, "head_learning_rate_multiplier", 1.0)
+    if multiplier != 1.0 and "head" not in known:
+        raise ValueError(
+            f"head_learning_rate_multiplier={multiplier} needs a group 'head'; {type(plain).__name__} has "
+            f"{sorted(known)}. Set group_learning_rates instead."
+        )
     groups: dict[tuple, dict] = {}
     for full_name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         name = plain_name(full_name)
         group = group_of(name)
-        decays = parameter.ndim > 1 and (no_decay is None or name not in no_decay)
+        decays = (as_original or parameter.ndim > 1) and (no_decay is None or name not in no_decay)
         rate, depth = rates.get(group, args.learning_rate), 0
+        if group == "head":
+            rate = rate * multiplier
         if layer_decay != 1.0:
             layer, num_layers = plain.get_parameter_layer(name)
             depth = num_layers - layer

@@ -1,0 +1,76 @@
+"""What models are trained and measured for: one table, read by training, evaluation and the command line.
+
+A new task is an entry here, a collator that makes its batches and a function that measures held-out records. Importing
+this module imports neither torch nor a model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """How one task is trained and measured.
+
+    name: what `task:` in a YAML and `--task` call it.
+    head: end of the name of the model classes that do it, `"ForVisualQuestionAnswering"`; used where the architecture
+        has no class under `auto_class`.
+    auto_class: Auto class of transformers that finds the head, if there is one.
+    collator: class that makes batches, as `"module:name"`.
+    collator_options: settings of `batches:` that its constructor takes, beside `bad_samples` and `seed`.
+    evaluate: function that measures records and the baselines, as `"module:name"`; called through
+        `hf_vlp.evaluation.evaluate_model`.
+    score: the metric that stands for the others, higher is better.
+    texts: columns of a record with the texts that a tokenizer is trained from; the first that a record has counts.
+    labels: where the labels of the head come from: `"answers"` and `"classes"` are read from the training records, a
+        tuple names them; `None` for heads without labels.
+    config: fields of the configuration that the head needs, where the configuration has them.
+    """
+
+    name: str
+    head: str
+    collator: str
+    evaluate: str
+    score: str
+    auto_class: str | None = None
+    collator_options: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ("captions", "text")
+    labels: str | tuple[str, ...] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self, part: str) -> Any:
+        """The object that the field `part` (`"collator"` or `"evaluate"`) names."""
+        module, name = getattr(self, part).split(":")
+        return getattr(import_module(module), name)
+
+
+_TEXT_OPTIONS = ("max_length", "pad_to_multiple_of")
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            name="captioning",
+            head="ForConditionalGeneration",
+            auto_class="AutoModelForImageTextToText",
+            collator="hf_vlp.data.collators:CaptionCollator",
+            collator_options=(*_TEXT_OPTIONS, "captions_per_image", "augment"),
+            evaluate="hf_vlp.evaluation:evaluate_captioning",
+            score="cider_d",
+        ),
+    )
+}
+
+
+def get_task(task: "str | Task") -> Task:
+    """The entry of the table; ValueError names the tasks that exist."""
+    if isinstance(task, Task):
+        return task
+    if task not in TASKS:
+        raise ValueError(f"task={task!r} is not one of {', '.join(TASKS)}.")
+    return TASKS[task]
+
+
+__all__ = ["TASKS", "Task", "get_task"]
