@@ -1,17 +1,87 @@
-"""A GPT-2 tokenizer for models that are trained from nothing."""
+"""Tokenizers for models that are trained from nothing: GPT-2's and BERT's kind."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import GPT2Tokenizer
+from transformers import BertTokenizer, GPT2Tokenizer
 
-__all__ = ["END_OF_TEXT", "train_gpt2_tokenizer"]
+__all__ = ["BERT_SPECIAL_TOKENS", "END_OF_TEXT", "train_bert_tokenizer", "train_gpt2_tokenizer"]
 
 END_OF_TEXT = "<|endoftext|>"
 NUM_BYTES = 256
+BERT_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def train_bert_tokenizer(texts: Iterable[str], vocab_size: int) -> BertTokenizer:
+    """Learn lower-cased word pieces from `texts` and return them as transformers' `BertTokenizer`.
+
+    Ids 0 to 4 are `BERT_SPECIAL_TOKENS`. Then come the characters, as beginnings and as continuations (`##a`) of
+    words, those that are frequent when there is no room for all: a word with a missing character is [UNK]. The result
+    depends on the words of the texts and their counts alone, not on their order. Saving and loading give an equal
+    tokenizer.
+
+    Args:
+        texts: captions or lines; consumed once, so a generator will do. The different words must fit into memory.
+        vocab_size: most pieces, special ones included. Few texts can give fewer: use `len(tokenizer)`.
+
+    Raises TypeError when `texts` is one string or holds something else than strings, ValueError for a vocabulary that
+    has no room for a single character or when no text has a character.
+    """
+    if isinstance(texts, str):
+        raise TypeError("texts must be a collection of strings, not one string; pass [text].")
+    if vocab_size < len(BERT_SPECIAL_TOKENS) + 2:
+        raise ValueError(
+            f"vocab_size must be at least {len(BERT_SPECIAL_TOKENS) + 2} (the special tokens and one character at the "
+            f"beginning and inside of words), not {vocab_size}."
+        )
+    blank = BertTokenizer().backend_tokenizer  # for its way of splitting texts into words
+    words: Counter[str] = Counter()
+    for text in _checked(texts):
+        words.update(word for word, _ in blank.pre_tokenizer.pre_tokenize_str(blank.normalizer.normalize_str(text)))
+    if not words:
+        raise ValueError("There is no text to learn a tokenizer from: all texts are blank. Check the caption column.")
+    first, continuing = _frequent_characters(words, vocab_size - len(BERT_SPECIAL_TOKENS))
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        # The library numbers continuations in the order of a hash table with a random seed and breaks ties of counts
+        # by number: the same texts would give another vocabulary each time. Named here, they have fixed numbers.
+        special_tokens=[*BERT_SPECIAL_TOKENS, *(f"##{character}" for character in continuing)],
+        initial_alphabet=first,
+        limit_alphabet=len(first),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_repeated(words), trainer=trainer)
+    return BertTokenizer(vocab=json.loads(backend.to_str())["model"]["vocab"])
+
+
+def _repeated(words: Counter[str], at_once: int = 1000) -> Iterator[str]:
+    """Lines in which each word stands as often as it was counted."""
+    for word, count in sorted(words.items()):
+        for start in range(0, count, at_once):
+            yield " ".join([word] * min(at_once, count - start))
+
+
+def _frequent_characters(words: Counter[str], room: int) -> tuple[list[str], list[str]]:
+    """The most frequent characters that fit into `room`, sorted, and those of them that continue words."""
+    counts: Counter[str] = Counter()
+    inside: set[str] = set()
+    for word, count in words.items():
+        for character in word:
+            counts[character] += count
+        inside.update(word[1:])
+    kept = []
+    for character, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        room -= 2 if character in inside else 1
+        if room < 0:
+            break
+        kept.append(character)
+    return sorted(kept), sorted(set(kept) & inside)
 
 
 def train_gpt2_tokenizer(texts: Iterable[str], vocab_size: int) -> GPT2Tokenizer:

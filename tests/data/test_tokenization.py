@@ -1,15 +1,25 @@
-"""`hf_vlp.data.tokenization.train_gpt2_tokenizer`.
+"""`hf_vlp.data.tokenization`.
 
-Covers: lossless encoding of any text, one special token with the last id, determinism whatever the order of the texts,
-merges that are really learnt, save and load, generators as input, and each refused input.
+Covers, for `train_gpt2_tokenizer`: lossless encoding of any text, one special token with the last id, determinism
+whatever the order of the texts, merges that are really learnt, save and load, generators as input, and each refused
+input. For `train_bert_tokenizer`: the special tokens and their places, lower case, pieces within words, characters
+that find no room, the same vocabulary in every process, save and load, and each refused input.
 """
 
+import json
 import random
+import subprocess
+import sys
 
 import pytest
-from transformers import AutoTokenizer, GPT2Tokenizer
+from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer
 
-from hf_vlp.data.tokenization import END_OF_TEXT, train_gpt2_tokenizer
+from hf_vlp.data.tokenization import (
+    BERT_SPECIAL_TOKENS,
+    END_OF_TEXT,
+    train_bert_tokenizer,
+    train_gpt2_tokenizer,
+)
 
 TEXTS = [f"a {colour} {shape} above a blue {shape}" for colour in ("red", "green") for shape in ("circle", "square")]
 
@@ -81,3 +91,90 @@ def test_smallest_vocabulary_is_the_bytes_and_the_special_token():
 def test_bad_input_is_refused_with_the_reason(texts, vocab_size, error, words):
     with pytest.raises(error, match=words):
         train_gpt2_tokenizer(texts, vocab_size)
+
+
+# BERT
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return train_bert_tokenizer(TEXTS * 2, 60)
+
+
+def test_bert_special_tokens_come_first_and_enclose_texts(bert):
+    assert isinstance(bert, BertTokenizer)
+    assert bert.convert_ids_to_tokens(range(5)) == list(BERT_SPECIAL_TOKENS)
+    assert (bert.pad_token_id, bert.unk_token_id, bert.cls_token_id, bert.sep_token_id, bert.mask_token_id) == (
+        *range(5),
+    )
+    ids = bert("a red circle")["input_ids"]
+    assert (ids[0], ids[-1]) == (bert.cls_token_id, bert.sep_token_id)
+    assert bert.decode(ids, skip_special_tokens=True) == "a red circle"
+
+
+def test_bert_lowers_case_and_knows_frequent_words_whole(bert):
+    assert bert.tokenize("A RED Circle above") == ["a", "red", "circle", "above"]
+    assert len(bert) <= 60
+
+
+def test_bert_splits_new_words_into_pieces(bert):
+    pieces = bert.tokenize("credible")
+    assert "[UNK]" not in pieces
+    assert all(piece.startswith("##") for piece in pieces[1:])
+    assert "".join(piece.removeprefix("##") for piece in pieces) == "credible"
+
+
+def test_bert_vocabulary_is_full_when_the_texts_allow():
+    assert len(train_bert_tokenizer(random_words(), 150)) == 150
+
+
+def random_words() -> list[str]:
+    generator = random.Random(0)
+    return ["".join(generator.choices("abcdefgh", k=generator.randint(1, 7))) for _ in range(300)]
+
+
+def test_bert_vocabulary_is_the_same_in_every_process_and_order():
+    here = train_bert_tokenizer(reversed(random_words()), 120).get_vocab()
+    code = (
+        "import json, sys; from hf_vlp.data.tokenization import train_bert_tokenizer\n"
+        "print(json.dumps(train_bert_tokenizer(json.load(sys.stdin), 120).get_vocab()))"
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(random_words()), capture_output=True, text=True, check=True
+    )
+    assert json.loads(there.stdout) == here
+
+
+def test_bert_keeps_the_frequent_characters_when_there_is_no_room_for_all():
+    tokenizer = train_bert_tokenizer(["aa bb aa bb c"], 9)
+    assert set(tokenizer.get_vocab()) == {*BERT_SPECIAL_TOKENS, "a", "##a", "b", "##b"}
+    assert tokenizer.tokenize("aa ab ca") == ["a", "##a", "a", "##b", "[UNK]"]
+
+
+def test_bert_takes_chinese_characters_for_words():
+    tokenizer = train_bert_tokenizer(["一只狗", "一只猫"], 30)
+    assert tokenizer.tokenize("一只猫") == ["一", "只", "猫"]
+    assert not any(piece.startswith("##") for piece in tokenizer.get_vocab())
+
+
+def test_saved_bert_tokenizer_is_loaded_equal(bert, tmp_path):
+    bert.save_pretrained(tmp_path)
+    for loaded in (BertTokenizer.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)):
+        assert loaded.get_vocab() == bert.get_vocab()
+        for text in (*TEXTS, "Credible!", "一只狗"):
+            assert loaded(text)["input_ids"] == bert(text)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "texts, vocab_size, error, words",
+    [
+        ("one string", 300, TypeError, "not one string"),
+        (["a", None], 300, TypeError, "NoneType"),
+        ([], 300, ValueError, "no text"),
+        ([" ", "\n"], 300, ValueError, "all texts are blank"),
+        (["a"], 6, ValueError, "at least 7"),
+    ],
+)
+def test_bad_input_of_bert_is_refused_with_the_reason(texts, vocab_size, error, words):
+    with pytest.raises(error, match=words):
+        train_bert_tokenizer(texts, vocab_size)
