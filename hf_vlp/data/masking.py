@@ -141,7 +141,7 @@ def mask_tokens(
     choice, fate, replacement = noise.unbind(1)
     target = attention_mask.bool() & ~pieces.special[input_ids]
     chosen = target & (choice < probability)
-    if at_least_one:
+    if at_least_one and choice.numel():
         ranked = choice.masked_fill(~target, 2.0)
         chosen |= target & (ranked == ranked.amin(1, keepdim=True))
     return _hide(input_ids, chosen, fate, replacement, pieces)
