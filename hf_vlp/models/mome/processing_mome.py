@@ -1,0 +1,181 @@
+"""Image processor and processor of the mixture-of-modality-experts models: VLMo's evaluation transform, BERT's tokens.
+
+Source: transform and text format of the released VLMo code. Differences: texts are padded to the longest of the batch
+instead of to a fixed length, which gives the model the same numbers, and pictures of every mode are accepted.
+"""
+
+from collections.abc import Iterable
+
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import PILImageResampling, is_valid_image
+from transformers.utils import is_torchvision_available
+
+MAX_TEXT_LENGTH = 40
+
+
+class _SquareTransform:
+    """Defaults of both back ends: the picture fills a square whatever its shape, values lie in [-1, 1]."""
+
+    _auto_class = "AutoImageProcessor"
+
+    do_convert_rgb = True
+    do_resize = True
+    size = {"height": 224, "width": 224}
+    resample = PILImageResampling.BICUBIC
+    do_rescale = True
+    do_normalize = True
+    image_mean = [0.5, 0.5, 0.5]
+    image_std = [0.5, 0.5, 0.5]
+
+
+class MomeImageProcessorPil(_SquareTransform, PilBackend):
+    """VLMo's evaluation transform: resize to a square without keeping the proportions, scale to [-1, 1].
+
+    Bicubic on the picture of eight bits, as in the original. `size=384`, here or in a call, chooses another side than
+    224: the one that the model's configuration names.
+    """
+
+
+if is_torchvision_available():
+    from transformers.image_processing_backends import TorchvisionBackend
+
+    class MomeImageProcessor(_SquareTransform, TorchvisionBackend):
+        """As `MomeImageProcessorPil`, on tensors; it rounds differently, by one step of 1 / 127.5 here and there."""
+
+else:
+    # A repository saved where torchvision is installed names this class.
+    MomeImageProcessor = MomeImageProcessorPil
+
+
+def _is_picture(value) -> bool:
+    return isinstance(value, str) or is_valid_image(value)
+
+
+class MomeProcessor(ProcessorMixin):
+    """Turns pictures and texts into the inputs of a VLMo model.
+
+    Args:
+        image_processor: a `MomeImageProcessor`, of either back end, with the model's image size.
+        tokenizer: a `BertTokenizer`. It is told not to return `token_type_ids`, which these models do not take, so
+            that the pipelines which call it alone work too; this is saved with it.
+    """
+
+    _auto_class = "AutoProcessor"
+
+    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+        super().__init__(image_processor, tokenizer, **kwargs)
+        if tokenizer is not None:
+            for name in ("cls_token", "sep_token", "pad_token"):
+                if getattr(tokenizer, name) is None:
+                    raise ValueError(f"The tokenizer has no {name}. Give a BertTokenizer, or one with that token.")
+            # Both, as only the second is saved.
+            tokenizer.model_input_names = ["input_ids", "attention_mask"]
+            tokenizer.init_kwargs["model_input_names"] = ["input_ids", "attention_mask"]
+
+    def __call__(
+        self,
+        images=None,
+        text=None,
+        *,
+        padding: bool | str = True,
+        truncation: bool = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs,
+    ) -> BatchFeature:
+        """Prepare a batch.
+
+        Args:
+            images: a picture or a list of them, as `pixel_values` (images, channels, side, side); or a list of pairs
+                `[[left, right], ...]`, as (pairs, 2, channels, side, side) for `VlmoForImagesAndTextClassification`.
+            text: a string or a list of them: `[CLS]`, tokens, `[SEP]`, padded on the right, as `input_ids` and
+                `attention_mask` (texts, length).
+            padding: `True` or `"longest"` pads to the longest text, `"max_length"` to `max_length`, `False` not.
+            truncation: cut tokens beyond `max_length`, keeping `[SEP]`; `False` keeps them.
+            max_length: most tokens of a text, special ones included; by default 40, or the tokenizer's
+                `model_max_length` where that is less.
+            pad_to_multiple_of: round the length of the batch up to a multiple.
+            return_tensors: `"pt"`, `"np"` or `None` for lists.
+            kwargs: options of the image processor.
+
+        Raises ValueError when nothing is given, for empty lists and for rows that are no pairs; TypeError for what is
+        no picture or no text and for options that nothing reads.
+        """
+        if images is None and text is None:
+            raise ValueError("Nothing to process: give images, text, or both.")
+        if images is None and kwargs:
+            raise TypeError(f"Without images there is no option {', '.join(sorted(kwargs))}.")
+        data = {}
+        if images is not None:
+            data["pixel_values"] = self._process_pictures(images, return_tensors, kwargs)
+        if text is not None:
+            if max_length is None:
+                max_length = min(MAX_TEXT_LENGTH, self.tokenizer.model_max_length)
+            ids = self._tokenize(text, max_length if truncation else None)
+            padded = self.tokenizer.pad(
+                {"input_ids": ids},
+                padding=padding,
+                max_length=max_length if padding == "max_length" else None,
+                padding_side="right",
+                pad_to_multiple_of=pad_to_multiple_of,
+                return_attention_mask=True,
+                return_tensors=return_tensors,
+            )
+            data.update(padded)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _process_pictures(self, images, return_tensors, options):
+        """Pixel values of single pictures, or of pairs when a row is a list."""
+        if getattr(images, "ndim", None) == 5:  # pairs in one array
+            images = [list(pair) for pair in images]
+        rows = list(images) if isinstance(images, (list, tuple)) else [images]
+        if not rows:
+            raise ValueError("images is empty: give at least one picture.")
+        in_pairs = any(isinstance(row, (list, tuple)) for row in rows)
+        for index, row in enumerate(rows):
+            number = len(row) if isinstance(row, (list, tuple)) else 1
+            if in_pairs and number != 2:
+                raise ValueError(
+                    f"images[{index}] has {number} picture(s), expected 2: pairs are given as [[left, right], ...], "
+                    "single pictures as a flat list."
+                )
+        pictures = [picture for row in rows for picture in row] if in_pairs else rows
+        wrong = {type(picture).__name__ for picture in pictures if not _is_picture(picture)}
+        if wrong:
+            raise TypeError(
+                "images must be pictures (PIL, array, tensor, path or address as a string), or pairs of them, not "
+                f"{', '.join(sorted(wrong))}."
+            )
+        # As it was given, since an array may hold several pictures.
+        pixels = self.image_processor(pictures if in_pairs else images, return_tensors=return_tensors, **options)
+        pixels = pixels["pixel_values"]
+        if not in_pairs:
+            return pixels
+        if return_tensors is None:
+            return [pixels[start : start + 2] for start in range(0, len(pixels), 2)]
+        return pixels.reshape(len(rows), 2, *pixels.shape[1:])
+
+    def _tokenize(self, texts, max_length: int | None) -> list[list[int]]:
+        """Ids of `[CLS]`, the text and `[SEP]`, cut to `max_length` if there is one."""
+        texts = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+        if not texts:
+            raise ValueError("text is empty: give at least one.")
+        if not all(isinstance(text, str) for text in texts):
+            kinds = sorted({type(text).__name__ for text in texts})
+            raise TypeError(f"text must be a string or a list of strings, not {', '.join(kinds)}.")
+        if max_length is not None and max_length < 3:
+            raise ValueError(f"max_length={max_length} leaves no room for a word beside [CLS] and [SEP].")
+        # Cut here: the tokenizer would keep `truncation` as a setting of its own and save it.
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        room = None if max_length is None else max_length - 2
+        begin, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        return [[begin, *tokens[:room], end] for tokens in ids]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", "input_ids", "attention_mask"]
+
+
+__all__ = ["MAX_TEXT_LENGTH", "MomeImageProcessor", "MomeImageProcessorPil", "MomeProcessor"]
