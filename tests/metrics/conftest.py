@@ -22,3 +22,9 @@ def small_cases() -> list[dict]:
 @pytest.fixture(scope="session")
 def tokeniser_pairs() -> list[tuple[str, str]]:
     return json.loads((FIXTURES / "ptb_tokeniser_pairs.json").read_text(encoding="utf-8"))["pairs"]
+
+
+@pytest.fixture(scope="session")
+def vqa_fixture() -> dict:
+    """Facts, normalised answers and accuracies of the official VQA evaluator."""
+    return json.loads((FIXTURES / "vqa_eval.json").read_text(encoding="utf-8"))
