@@ -1,5 +1,7 @@
 """From records to batches: decode, drop what is bad and say so, choose captions, pad.
 
+Here are the parts that all collators share and the collators of captioning; `task_collators` has those of other tasks.
+
 A record is a dict with `image` (anything `load_image` reads) and `captions` (a list of strings; `text`, a string or a
 list, is accepted as well). Collators are called with a list of records, as `DataLoader` and `Trainer` do. The trainer
 needs `remove_unused_columns=False`, otherwise it removes the very columns the collator reads.
@@ -25,7 +27,7 @@ import hashlib
 import logging
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -33,7 +35,15 @@ from PIL import Image
 
 from hf_vlp.data.image_io import DEFAULT_MAX_PIXELS, ImageError, load_image
 
-__all__ = ["BadSampleError", "BadSamplePolicy", "CaptionCollator", "ImageCollator", "record_captions", "record_id"]
+__all__ = [
+    "BadSampleError",
+    "BadSamplePolicy",
+    "CaptionCollator",
+    "ImageCollator",
+    "record_captions",
+    "record_id",
+    "record_texts",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -147,20 +157,26 @@ def record_captions(record: dict[str, Any]) -> list[str]:
     Reads `captions`, otherwise `text`; each may be a string, a list of strings (empty ones and `None` are left out),
     or `None`. Raises ValueError when neither column exists, TypeError when a value is not text.
     """
-    for column in ("captions", "text"):
-        if column in record:
-            value = record[column]
-            break
-    else:
+    return record_texts(record, ("captions", "text"))
+
+
+def record_texts(record: dict[str, Any], columns: Sequence[str]) -> list[str]:
+    """As `record_captions`, from the first of these columns that the record has."""
+    column = next((name for name in columns if name in record), None)
+    if column is None:
         raise ValueError(
-            f"The record has neither 'captions' nor 'text', only {sorted(record)}. "
-            "Map the caption column of the data set (see DataArguments.caption_columns)."
+            f"The record has neither {' nor '.join(map(repr, columns))}, only {sorted(record)}. "
+            f"Map the {'caption' if 'captions' in columns else 'text'} column of the data set (see "
+            f"DataArguments.{'caption_columns' if 'captions' in columns else 'text_column'})."
         )
+    value = record[column]
     texts = value if isinstance(value, list | tuple) else [value]
     captions = []
     for text in texts:
         if text is not None and not isinstance(text, str):
-            raise TypeError(f"A caption must be a string, not {text!r} of type {type(text).__name__}.")
+            raise TypeError(
+                f"A {column.removesuffix('s')} must be a string, not {text!r} of type {type(text).__name__}."
+            )
         if text is not None and (tidy := " ".join(text.split())):
             captions.append(tidy)
     return captions
@@ -183,7 +199,7 @@ def _name(record: dict[str, Any]) -> str:
 
 
 class _Collator:
-    """Decoding, the policy and the image processor: what both collators share."""
+    """Decoding, the policy and the image processor: what all collators share."""
 
     def __init__(self, processor, *, bad_samples, max_pixels, size_hint):
         self.processor = processor
@@ -199,8 +215,11 @@ class _Collator:
                 f"The record has no 'image', only {sorted(record)}. Map the image column of the data set (see "
                 "DataArguments.image_column), and pass remove_unused_columns=False to the trainer."
             )
+        return self._decode(record, record["image"])
+
+    def _decode(self, record: dict[str, Any], source) -> Image.Image | None:
         try:
-            return load_image(record["image"], max_pixels=self.max_pixels, size_hint=self.size_hint)
+            return load_image(source, max_pixels=self.max_pixels, size_hint=self.size_hint)
         except ImageError as error:
             self.bad_samples.bad("image", f"{_name(record)}: {error}")
             return None
@@ -209,7 +228,61 @@ class _Collator:
         return self.processor(images=images, return_tensors="pt")["pixel_values"]
 
 
-class CaptionCollator(_Collator):
+class _TrainingCollator(_Collator):
+    """Lengths of texts, augmentation and reproducible draws: what collators of texts share."""
+
+    def __init__(
+        self,
+        processor,
+        *,
+        max_length: int = 40,
+        pad_to_multiple_of: int | None = 8,
+        bad_samples: BadSamplePolicy | None = None,
+        seed: int = 0,
+        augment: Callable[[Image.Image, random.Random], Image.Image] | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        size_hint: int | None = None,
+    ):
+        super().__init__(processor, bad_samples=bad_samples, max_pixels=max_pixels, size_hint=size_hint)
+        if max_length < 3:
+            raise ValueError(f"max_length must leave room for a word between two special tokens, not {max_length}.")
+        self.max_length = max_length
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.seed = seed
+        self.augment = augment
+        # Shared, so that a worker that lives on over several epochs sees the new number. -1: never set.
+        self._epoch = torch.tensor(-1).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make all draws a function of (seed, epoch, record). Call it before each epoch's iteration starts."""
+        self._epoch.fill_(int(epoch))
+
+    def _texts(self, record: dict[str, Any], columns: Sequence[str] = ("captions", "text")) -> list[str]:
+        """The usable texts; an empty list when there is none and it was counted."""
+        try:
+            texts = record_texts(record, columns)
+        except TypeError as error:
+            self.bad_samples.bad("captions", f"{_name(record)}: {error}")
+            return []
+        if not texts:
+            self.bad_samples.bad(
+                "captions", f"{_name(record)} has no {columns[0].removesuffix('s')} with a word in it."
+            )
+        return texts
+
+    def _generator(self, record: dict[str, Any], texts: list[str]) -> random.Random:
+        if self._epoch < 0:
+            return random.Random(int(torch.randint(2**62, ())))
+        # The content is the one name of a record that survives shuffling, sharding, workers and streaming. Two records
+        # of equal content draw alike, which does no harm.
+        digest = hashlib.blake2b(digest_size=8)
+        names = [record.get(column) for column in _ID_COLUMNS]  # no path: it differs between machines
+        for part in (self.seed, int(self._epoch), *names, *texts):
+            digest.update(repr(part).encode("utf-8", "surrogatepass") + b"\0")
+        return random.Random(int.from_bytes(digest.digest(), "big"))
+
+
+class CaptionCollator(_TrainingCollator):
     """Training batches of pictures with captions.
 
     Called with a list of records it returns `pixel_values` (images, 3, H, W) and `input_ids`, `attention_mask`,
@@ -241,28 +314,25 @@ class CaptionCollator(_Collator):
         max_pixels: int = DEFAULT_MAX_PIXELS,
         size_hint: int | None = None,
     ):
-        super().__init__(processor, bad_samples=bad_samples, max_pixels=max_pixels, size_hint=size_hint)
+        super().__init__(
+            processor,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            bad_samples=bad_samples,
+            seed=seed,
+            augment=augment,
+            max_pixels=max_pixels,
+            size_hint=size_hint,
+        )
         is_count = isinstance(captions_per_image, int) and not isinstance(captions_per_image, bool)
         if captions_per_image != "all" and not (is_count and captions_per_image >= 1):
             raise ValueError(f"captions_per_image must be 'all' or a number from 1 on, not {captions_per_image!r}.")
-        if max_length < 3:
-            raise ValueError(f"max_length must leave room for a word between two special tokens, not {max_length}.")
-        self.max_length = max_length
-        self.pad_to_multiple_of = pad_to_multiple_of
         self.captions_per_image = captions_per_image
-        self.seed = seed
-        self.augment = augment
-        # Shared, so that a worker that lives on over several epochs sees the new number. -1: never set.
-        self._epoch = torch.tensor(-1).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Make all draws a function of (seed, epoch, record). Call it before each epoch's iteration starts."""
-        self._epoch.fill_(int(epoch))
 
     def __call__(self, records: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images, captions = [], []
         for record in records:
-            texts = self._captions(record)
+            texts = self._texts(record)
             image = self._image(record) if texts else None
             if image is None:
                 continue
@@ -283,17 +353,6 @@ class CaptionCollator(_Collator):
             **self._tokens([text for chosen in captions for text in chosen]),
         }
 
-    def _captions(self, record: dict[str, Any]) -> list[str]:
-        """The usable captions; an empty list when there is none and it was counted."""
-        try:
-            texts = record_captions(record)
-        except TypeError as error:
-            self.bad_samples.bad("captions", f"{_name(record)}: {error}")
-            return []
-        if not texts:
-            self.bad_samples.bad("captions", f"{_name(record)} has no caption with a word in it.")
-        return texts
-
     def _tokens(self, captions: list[str]) -> dict[str, torch.Tensor]:
         return dict(
             self.processor(
@@ -303,17 +362,6 @@ class CaptionCollator(_Collator):
                 return_tensors="pt",
             )
         )
-
-    def _generator(self, record: dict[str, Any], texts: list[str]) -> random.Random:
-        if self._epoch < 0:
-            return random.Random(int(torch.randint(2**62, ())))
-        # The content is the one name of a record that survives shuffling, sharding, workers and streaming. Two records
-        # of equal content draw alike, which does no harm.
-        digest = hashlib.blake2b(digest_size=8)
-        names = [record.get(column) for column in _ID_COLUMNS]  # no path: it differs between machines
-        for part in (self.seed, int(self._epoch), *names, *texts):
-            digest.update(repr(part).encode("utf-8", "surrogatepass") + b"\0")
-        return random.Random(int.from_bytes(digest.digest(), "big"))
 
     def _choose(self, texts: list[str], generator: random.Random) -> list[str]:
         if self.captions_per_image == "all":
