@@ -13,13 +13,12 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from hf_vlp.data.collators import BadSamplePolicy, record_captions
-from hf_vlp.data.image_io import DEFAULT_MAX_PIXELS, ImageError, load_image
+from hf_vlp.data.image_io import DEFAULT_MAX_PIXELS
+from hf_vlp.evaluation_tasks import predict_records, rank_and_world_size
 from hf_vlp.metrics.captioning import CiderDScorer, DocumentFrequencies, caption_metrics, ptb_tokenize
 from hf_vlp.pretraining.build import iterate_captions
 from hf_vlp.tasks import Task, get_task
@@ -85,49 +84,24 @@ def generate_captions(
 
     Returns one caption per record, `None` where the picture could not be read.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
-    bad_samples = bad_samples or BadSamplePolicy()
     options = {"max_new_tokens": 20, "do_sample": False, **(generation or {})}
-    rank, world_size = _rank_and_world_size()
-    mine = (item for item in enumerate(records) if item[0] % world_size == rank)
-    total = math.ceil((len(records) - rank) / world_size) if hasattr(records, "__len__") else None
-    was_training = model.training
-    model.eval()
-    captions: dict[int, str | None] = {}
-    bar = tqdm(total=total, desc="Captioning", unit="picture", disable=not progress or rank > 0)
-    try:
-        while chunk := list(islice(mine, batch_size)):
-            images, kept = [], []
-            for index, record in chunk:
-                captions[index] = None
-                try:
-                    images.append(load_image(record["image"], max_pixels=max_pixels))
-                    kept.append(index)
-                    bad_samples.good()
-                except ImageError as error:
-                    bad_samples.bad("image", f"record {index}: {error}")
-            if images:
-                pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
-                pixel_values = pixel_values.to(model.device, model.dtype)
-                with torch.no_grad():
-                    ids = model.generate(pixel_values=pixel_values, **options)
-                ids = ids[:: len(ids) // len(images)]  # the best of num_return_sequences
-                texts = processor.batch_decode(ids, skip_special_tokens=True)
-                captions.update(zip(kept, (text.strip() for text in texts)))
-            bar.update(len(chunk))
-    finally:
-        bar.close()
-        model.train(was_training)
-    if world_size > 1:
-        captions = dict(item for part in gather_object([list(captions.items())]) for item in part)
-    return [captions[index] for index in range(len(captions))]
 
+    def caption(images, _):
+        pixel_values = processor(images=images, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
+        ids = model.generate(pixel_values=pixel_values, **options)
+        ids = ids[:: len(ids) // len(images)]  # the best of num_return_sequences
+        return [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
 
-def _rank_and_world_size() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
+    return predict_records(
+        model,
+        records,
+        caption,
+        batch_size=batch_size,
+        description="Captioning",
+        progress=progress,
+        bad_samples=bad_samples,
+        max_pixels=max_pixels,
+    )
 
 
 def shuffled_order(num_pictures: int, seed: int = 0) -> list[int]:
@@ -266,7 +240,7 @@ def evaluate_captioning(
     results["pictures"] = len(rows)
     results["skipped_pictures"] = len(captions) - len(rows)
     results["captions_per_second"] = round(len(captions) / max(seconds, 1e-9), 2)
-    if predictions_path is not None and _rank_and_world_size()[0] == 0:
+    if predictions_path is not None and rank_and_world_size()[0] == 0:
         write_json(predictions_path, {"metrics": results, "predictions": rows})
     return results
 
@@ -322,7 +296,9 @@ def evaluate_model(
     function = task.load("evaluate")
     known = inspect.signature(function).parameters
     if unknown := sorted(options.keys() - known.keys()):
-        raise ValueError(f"The evaluation of {task.name} has no option {unknown}; it takes {sorted(known)[3:]}.")
+        raise ValueError(
+            f"The evaluation of {task.name} has no option {unknown}; it takes {', '.join(list(known)[3:])}."
+        )
     if training_records is not None:
         if "training_captions" in known:
             options["training_captions"] = islice(iterate_captions(training_records), MAX_CONSTANT_POOL)

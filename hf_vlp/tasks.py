@@ -47,6 +47,7 @@ class Task:
 
 
 _TEXT_OPTIONS = ("max_length", "pad_to_multiple_of")
+_MASKING_OPTIONS = ("mask_probability", "mask_whole_words", "mask_budget")
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -59,6 +60,65 @@ TASKS: dict[str, Task] = {
             collator_options=(*_TEXT_OPTIONS, "captions_per_image", "augment"),
             evaluate="hf_vlp.evaluation:evaluate_captioning",
             score="cider_d",
+        ),
+        Task(
+            name="pretraining",
+            head="ForPreTraining",
+            auto_class="AutoModelForPreTraining",
+            collator="hf_vlp.data.collators:PreTrainingCollator",
+            collator_options=(*_TEXT_OPTIONS, *_MASKING_OPTIONS, "augment"),
+            evaluate="hf_vlp.evaluation_tasks:evaluate_pretraining",
+            score="mean_recall",
+        ),
+        Task(
+            name="masked_language",
+            head="ForMaskedLM",
+            auto_class="AutoModelForMaskedLM",
+            collator="hf_vlp.data.collators:MaskedLanguageCollator",
+            collator_options=(*_TEXT_OPTIONS, *_MASKING_OPTIONS),
+            evaluate="hf_vlp.evaluation_tasks:evaluate_masked_language",
+            score="mlm_accuracy",
+        ),
+        Task(
+            name="visual_question_answering",
+            head="ForVisualQuestionAnswering",
+            auto_class="AutoModelForVisualQuestionAnswering",
+            collator="hf_vlp.data.collators:QuestionCollator",
+            collator_options=(*_TEXT_OPTIONS, "augment"),
+            evaluate="hf_vlp.evaluation_tasks:evaluate_question_answering",
+            score="exact_match",
+            texts=("question",),
+            labels="answers",
+        ),
+        Task(
+            name="images_and_text_classification",
+            head="ForImagesAndTextClassification",
+            collator="hf_vlp.data.collators:PairImagesCollator",
+            collator_options=(*_TEXT_OPTIONS, "augment"),
+            evaluate="hf_vlp.evaluation_tasks:evaluate_image_pairs",
+            score="accuracy",
+            texts=("statement", "sentence", "text"),
+            labels=("False", "True"),
+            config={"type_vocab_size": 3},
+        ),
+        Task(
+            name="image_text_retrieval",
+            head="ForImageTextRetrieval",
+            auto_class="AutoModelForZeroShotImageClassification",
+            collator="hf_vlp.data.collators:ImageTextCollator",
+            collator_options=(*_TEXT_OPTIONS, "augment"),
+            evaluate="hf_vlp.evaluation_tasks:evaluate_retrieval",
+            score="mean_recall",
+        ),
+        Task(
+            name="image_classification",
+            head="ForImageClassification",
+            auto_class="AutoModelForImageClassification",
+            collator="hf_vlp.data.collators:LabelCollator",
+            collator_options=("augment",),
+            evaluate="hf_vlp.evaluation_tasks:evaluate_image_classification",
+            score="accuracy",
+            labels="classes",
         ),
     )
 }
