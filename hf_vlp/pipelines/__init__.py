@@ -1,8 +1,14 @@
 """Pipelines of this package, and `pipeline`, which builds them. Imports neither torch nor transformers by itself."""
 
+from importlib import import_module
+
 from hf_vlp.pipelines import doors
 
-__all__ = ["ImageToTextPipeline", "doors", "pipeline"]
+_CLASSES = {
+    "ImageToTextPipeline": "hf_vlp.pipelines.image_to_text",
+    "VisualQuestionAnsweringPipeline": "hf_vlp.pipelines.visual_question_answering",
+}
+__all__ = [*_CLASSES, "doors", "pipeline"]
 
 
 def pipeline(task=None, model=None, **kwargs):
@@ -29,8 +35,6 @@ def pipeline(task=None, model=None, **kwargs):
 
 
 def __getattr__(name):
-    if name == "ImageToTextPipeline":
-        from hf_vlp.pipelines.image_to_text import ImageToTextPipeline
-
-        return ImageToTextPipeline
+    if name in _CLASSES:
+        return getattr(import_module(_CLASSES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

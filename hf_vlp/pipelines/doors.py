@@ -1,9 +1,9 @@
 """Opens `transformers.pipeline` for tasks that transformers 5 removed.
 
-After `import hf_vlp`, `pipeline("image-to-text", model=...)` builds our pipeline, for every model, native ones
-included, and asks for no `trust_remote_code`. transformers rewrites or refuses these names before it looks at its
-registry (`register_pipeline` alone has no effect on them), so three things are done to the module
-`transformers.pipelines`, and to nothing else:
+After `import hf_vlp`, `pipeline("image-to-text", model=...)` and `pipeline("visual-question-answering", model=...)`
+build our pipelines, for every model, native ones included, and ask for no `trust_remote_code`. transformers rewrites
+or refuses these names before it looks at its registry (`register_pipeline` alone has no effect on them), so three
+things are done to the module `transformers.pipelines`, and to nothing else:
 
 1. the task is entered in its registry;
 2. `_resolve_deprecated_task` lets the names in `DOORS` through;
@@ -48,13 +48,20 @@ class Door:
         return getattr(importlib.import_module(module), name)
 
 
-# The default model is that of transformers 4.57.
+# The default models are those of transformers 4.57.
 _ALL = (
     Door(
         "image-to-text",
         "hf_vlp.pipelines.image_to_text.ImageToTextPipeline",
         ("AutoModelForImageTextToText",),
         ("ydshieh/vit-gpt2-coco-en", "5bebf1e"),
+    ),
+    Door(
+        "visual-question-answering",
+        "hf_vlp.pipelines.visual_question_answering.VisualQuestionAnsweringPipeline",
+        ("AutoModelForVisualQuestionAnswering",),
+        ("dandelin/vilt-b32-finetuned-vqa", "d0a1f6a"),
+        aliases=("vqa",),
     ),
 )
 DOORS: dict[str, Door] = {door.task: door for door in _ALL}

@@ -22,8 +22,9 @@ import transformers.pipelines as target
 from transformers import AutoConfig, Pipeline
 
 import hf_vlp
-from hf_vlp.pipelines import ImageToTextPipeline, doors
+from hf_vlp.pipelines import ImageToTextPipeline, VisualQuestionAnsweringPipeline, doors
 from hf_vlp.pipelines.export import custom_pipelines, export_pipeline_files
+from tests.pipelines.tiny_answerers import save_vilt
 from tests.pipelines.tiny_captioners import CAPTIONERS, picture, save_blip, save_vc_gpt, save_vision_encoder_decoder
 
 ROOT = Path(hf_vlp.__file__).parent.parent
@@ -98,9 +99,22 @@ def exported(tmp_path_factory):
     return str(directory)
 
 
-def export(directory):
+@pytest.fixture(scope="module")
+def vilt(tmp_path_factory):
+    return save_vilt(str(tmp_path_factory.mktemp("native") / "vilt"))
+
+
+@pytest.fixture(scope="module")
+def exported_vilt(tmp_path_factory, vilt):
+    directory = tmp_path_factory.mktemp("exported") / "vilt"
+    shutil.copytree(vilt, directory)
+    export(directory, ["visual-question-answering"])
+    return str(directory)
+
+
+def export(directory, tasks=("image-to-text",)):
     config = json.loads((directory / "config.json").read_text())
-    config["custom_pipelines"] = export_pipeline_files(directory)
+    config["custom_pipelines"] = export_pipeline_files(directory, tasks)
     (directory / "config.json").write_text(json.dumps(config))
 
 
@@ -131,6 +145,14 @@ def test_image_to_text_works_without_trust_for_native_models_and_ours(tmp_path, 
     assert type(pipe) is ImageToTextPipeline
     assert pipe.task == "image-to-text"
     assert list(pipe(PICTURE, max_new_tokens=3)[0]) == ["generated_text"]
+
+
+@pytest.mark.parametrize("task", ["visual-question-answering", "vqa"])
+def test_questions_are_answered_without_trust_by_native_models(vilt, task):
+    pipe = transformers.pipeline(task, model=vilt, device="cpu")
+    assert type(pipe) is VisualQuestionAnsweringPipeline
+    (answer,) = pipe(image=PICTURE, question="red circle", top_k=1)
+    assert set(answer) == {"score", "answer"}
 
 
 def test_a_pathlib_path_is_a_model_too(blip):
@@ -191,9 +213,10 @@ def test_doors_wait_for_the_import_and_open_at_its_end(stand_in):
     doors.install()
     assert "stand_in" not in sys.modules
     module = importlib.import_module("stand_in")
-    assert list(module.PIPELINE_REGISTRY.supported_tasks) == ["image-to-text"]
-    assert module._resolve_deprecated_task("image-to-text") == "image-to-text"
-    assert module._resolve_deprecated_task("vqa") == "rewritten"
+    assert list(module.PIPELINE_REGISTRY.supported_tasks) == list(doors.DOORS)
+    for task in ("image-to-text", "visual-question-answering", "vqa"):
+        assert module._resolve_deprecated_task(task) == task
+    assert module._resolve_deprecated_task("summarization") == "rewritten"
 
 
 def test_a_failed_import_can_be_tried_again(stand_in):
@@ -212,7 +235,7 @@ def test_uninstall_before_the_import_leaves_the_module_as_it_comes(stand_in):
     assert module.PIPELINE_REGISTRY.supported_tasks == {}
     assert module._resolve_deprecated_task("image-to-text") == "rewritten"
     doors.install()
-    assert list(module.PIPELINE_REGISTRY.supported_tasks) == ["image-to-text"]
+    assert list(module.PIPELINE_REGISTRY.supported_tasks) == list(doors.DOORS)
 
 
 def test_a_release_without_the_rewriting_needs_the_registry_only(stand_in):
@@ -261,6 +284,48 @@ def test_door_2_repositories_caption_the_same_without_the_package(exported, blip
     assert all(single[0]["generated_text"] for single, _ in expected)
     PICTURE.save(tmp_path / "picture.png")
     assert json.loads(run(BLOCK + DOOR_2, tmp_path, tmp_path / "picture.png", exported, saved, ours)) == expected
+
+
+DOOR_2_ANSWERS = """
+import json, sys
+from transformers import pipeline
+answers = []
+for directory in sys.argv[2:]:
+    try:
+        pipeline("visual-question-answering", model=directory, device="cpu")
+    except (ValueError, KeyError) as error:
+        assert "trust_remote_code" in str(error) or "removed" in str(error), error
+    else:
+        raise SystemExit("was not asked")
+    pipe = pipeline("visual-question-answering", model=directory, trust_remote_code=True, device="cpu")
+    assert type(pipe).__module__.startswith("transformers_modules"), type(pipe)
+    answers.append(pipe([sys.argv[1]] * 2, ["red circle", "what is the large cross"], batch_size=3))
+assert not any(name.split(".")[0] == "hf_vlp" for name in sys.modules)
+print()
+print(json.dumps(answers))
+"""
+
+
+def test_door_2_repositories_answer_the_same_without_the_package(exported_vilt, vilt, tmp_path):
+    """One exported by hand, one saved by the pipeline itself."""
+    saved, picture = str(tmp_path / "saved"), str(tmp_path / "picture.png")
+    transformers.pipeline("vqa", vilt, device="cpu").save_pretrained(saved)
+    PICTURE.save(picture)
+    pipe = transformers.pipeline("vqa", vilt, device="cpu")
+    expected = pipe([picture] * 2, ["red circle", "what is the large cross"])
+    for answers in json.loads(run(BLOCK + DOOR_2_ANSWERS, tmp_path, picture, exported_vilt, saved)):
+        assert [[row["answer"] for row in rows] for rows in answers] == [[a["answer"] for a in r] for r in expected]
+        for rows, others in zip(answers, expected):
+            assert [row["score"] for row in rows] == pytest.approx([row["score"] for row in others], abs=1e-5)
+
+
+@pytest.mark.parametrize("trust", [None, False, True])
+@pytest.mark.parametrize("task", ["visual-question-answering", "vqa"])
+def test_door_3_a_repository_that_answers_uses_the_installed_class(exported_vilt, trust, task):
+    pipe = transformers.pipeline(task, exported_vilt, trust_remote_code=trust, device="cpu")
+    assert type(pipe) is VisualQuestionAnsweringPipeline
+    assert pipe.model.config.custom_pipelines == custom_pipelines(["visual-question-answering"])
+    assert pipe(PICTURE, "red circle", top_k=1)[0]["answer"]
 
 
 @pytest.mark.parametrize("trust", [None, False, True])
@@ -351,11 +416,15 @@ def test_all_other_tasks_are_answered_as_before():
     before = {name: answers(name) for name in names}
     doors.install()
     after = {name: answers(name) for name in names}
+    added = [task for door in doors.DOORS.values() for task in (door.task, *door.aliases)]
     for name in names:
         if before[name][0] is KeyError and "available tasks are" in str(before[name][1]):
-            # This message lists all tasks, and now there is one more.
+            # This message lists all tasks, and now there are more.
             assert after[name][0] is KeyError
-            assert str(after[name][1]).replace("'image-to-text', ", "") == str(before[name][1])
+            message = str(after[name][1])
+            for task in added:
+                message = message.replace(f"'{task}', ", "")
+            assert message == str(before[name][1])
         else:
             assert after[name] == before[name], name
     assert sorted(set(target.get_supported_tasks()) - set(doors.DOORS)) == [t for t in KNOWN if t not in doors.DOORS]
@@ -394,11 +463,13 @@ def test_a_task_that_transformers_knows_is_not_touched(monkeypatch):
     doors.uninstall()
     native = {"impl": Pipeline, "pt": (), "default": {}, "type": "multimodal"}
     monkeypatch.setitem(target.SUPPORTED_TASKS, "image-to-text", native)
-    before = state()
+    registered = state()[1]
     doors.install()
-    assert state() == before
+    assert target.SUPPORTED_TASKS["image-to-text"] is native
+    assert target._resolve_deprecated_task("image-to-text") == "image-text-to-text", "as transformers has it"
+    assert target.check_task("vqa")[1]["impl"] == doors.DOORS["visual-question-answering"].pipeline, "others are open"
     doors.uninstall()
-    assert state() == before
+    assert state()[1] == registered
 
 
 def test_a_later_registration_by_somebody_else_survives_uninstall():
@@ -431,21 +502,12 @@ def test_a_wrapper_around_ours_stays_and_ours_becomes_transparent():
         target._resolve_deprecated_task = stock
 
 
-def test_a_second_task_with_an_alias_is_one_line(monkeypatch, blip):
-    impl = "hf_vlp.pipelines.image_to_text.ImageToTextPipeline"
-    door = doors.Door("visual-question-answering", impl, ("AutoModelForImageTextToText",), ("a/b", "main"), ("vqa",))
+def test_closed_doors_leave_the_removed_task_removed(vilt):
     doors.uninstall()
-    closed = state()
-    monkeypatch.setitem(doors.DOORS, door.task, door)
-    doors.install()
-    for name in ("visual-question-answering", "vqa", "image-to-text"):
-        assert type(transformers.pipeline(name, blip, device="cpu")) is ImageToTextPipeline
-        assert type(hf_vlp.pipeline(name, blip, device="cpu")) is ImageToTextPipeline
-    assert answers("summarization")[0] is KeyError
-    doors.uninstall()
-    assert state() == closed
-    with pytest.raises(KeyError, match="removed"):
-        transformers.pipeline("vqa", blip, device="cpu")
+    for name in ("visual-question-answering", "vqa"):
+        with pytest.raises(KeyError, match="removed"):
+            transformers.pipeline(name, vilt, device="cpu")
+        assert type(hf_vlp.pipeline(name, vilt, device="cpu")) is VisualQuestionAnsweringPipeline
 
 
 # --- the switch ---------------------------------------------------------------------------------------------------
@@ -519,17 +581,30 @@ def test_our_pipeline_function_works_from_several_threads_with_closed_doors(blip
 # --- export -------------------------------------------------------------------------------------------------------
 
 
-def test_the_exported_entry_names_a_class_in_a_file_beside_it(tmp_path):
-    entries = export_pipeline_files(tmp_path / "new" / "folder")
-    assert entries == custom_pipelines() == custom_pipelines(["image-to-text"])
-    assert list(entries) == ["image-to-text"]
-    file, name = entries["image-to-text"]["impl"].split(".")
-    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == [f"{file}.py"]
+@pytest.mark.parametrize("task", doors.DOORS)
+def test_the_exported_entry_names_a_class_in_a_file_beside_it(tmp_path, task):
+    entries = export_pipeline_files(tmp_path / "new" / "folder", tasks=[task])
+    assert entries == custom_pipelines([task])
+    assert list(entries) == [task]
+    file, name = entries[task]["impl"].split(".")
+    names = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
+    assert names == {f"{file}.py", "image_pipeline.py"}, "the file, and what it imports"
     assert f"class {name}(" in (tmp_path / "new" / "folder" / f"{file}.py").read_text()
-    assert all(hasattr(transformers, auto_class) for auto_class in entries["image-to-text"]["pt"])
+    assert all(hasattr(transformers, auto_class) for auto_class in entries[task]["pt"])
     assert json.loads(json.dumps(entries)) == entries
 
 
+def test_the_task_exported_when_none_is_named_is_captioning(tmp_path):
+    assert export_pipeline_files(tmp_path) == custom_pipelines() == custom_pipelines(["image-to-text"])
+
+
+def test_both_tasks_share_a_folder(tmp_path):
+    entries = export_pipeline_files(tmp_path, tasks=doors.DOORS)
+    assert list(entries) == list(doors.DOORS)
+    files = {"image_to_text.py", "visual_question_answering.py", "image_pipeline.py"}
+    assert {path.name for path in tmp_path.iterdir()} == files
+
+
 def test_exporting_an_unknown_task_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"fill-mask.*image-to-text"):
+    with pytest.raises(ValueError, match=r"fill-mask.*image-to-text.*visual-question-answering"):
         export_pipeline_files(tmp_path, tasks=["fill-mask"])

@@ -32,7 +32,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_vlp.data import image_io
 from hf_vlp.pipelines import ImageToTextPipeline, pipeline
-from hf_vlp.pipelines.image_to_text import load_image
+from hf_vlp.pipelines.image_pipeline import load_image
 from tests.pipelines.tiny_captioners import CAPTIONERS, picture
 
 PICTURES = [picture(seed) for seed in range(5)]
@@ -522,7 +522,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
 def test_what_is_too_thin_or_too_large_to_download_is_refused(server, monkeypatch):
     with pytest.raises(ValueError, match=r"2 x 1000 pixels, too long and thin"):
         load_image(Image.new("RGB", (2, 1000)))
-    monkeypatch.setattr("hf_vlp.pipelines.image_to_text.MAX_DOWNLOAD_BYTES", 100)
+    monkeypatch.setattr("hf_vlp.pipelines.image_pipeline.MAX_DOWNLOAD_BYTES", 100)
     with pytest.raises(ValueError, match=r"picture.*cannot be fetched.*more than 100 bytes"):
         load_image(f"{server}/picture")
 
@@ -625,6 +625,7 @@ def test_a_saved_pipeline_has_all_it_needs_and_captions_the_same(captioners, tmp
         "type": "multimodal",
     }
     assert (tmp_path / "image_to_text.py").is_file()
+    assert (tmp_path / "image_pipeline.py").is_file()
     assert (tmp_path / "processor_config.json").is_file() == (pipe.processor is not None)
     again = pipeline("image-to-text", str(tmp_path), device="cpu")
     assert again(PICTURES, max_new_tokens=5, batch_size=2) == pipe(PICTURES, max_new_tokens=5)
