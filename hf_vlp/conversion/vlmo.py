@@ -1,0 +1,647 @@
+"""Original checkpoints of VLMo, to ours and back.
+
+Every tensor of a file is renamed by `RULES`, split or joined by a named operation, or dropped for a stated reason;
+nothing is left over on either side. Layouts: the released code of "VLMo: Unified Vision-Language Pre-Training with
+Mixture-of-Modality-Experts" (https://arxiv.org/abs/2111.02358), and of BEiT, from which its language stage starts.
+
+>>> from hf_vlp.conversion.vlmo import convert
+>>> print(convert("vlmo_base_patch16_480_vqa.pt", "vlmo-base-vqa", vocab="vocab.txt"))
+"""
+
+import copy
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from hf_vlp.conversion.report import enumerate_names
+from hf_vlp.models.mome.configuration_vlmo import PUBLISHED_SIZES, VlmoConfig
+from hf_vlp.models.mome.mome import (
+    make_image_position_index,
+    make_pair_position_index,
+    make_text_position_index,
+    num_position_rows,
+)
+from hf_vlp.models.mome.mome_interpolation import interpolate_position_bias_table, interpolate_position_embeddings
+
+# Name of a head -> model class. The last two are in no published file: the model alone, and a head to be trained.
+HEADS = {
+    "pretraining": "VlmoForPreTraining",
+    "masked_lm": "VlmoForMaskedLM",
+    "vqa": "VlmoForVisualQuestionAnswering",
+    "nlvr2": "VlmoForImagesAndTextClassification",
+    "retrieval": "VlmoForImageTextRetrieval",
+    "base": "VlmoModel",
+    "image_classification": "VlmoForImageClassification",
+}
+BEIT = "beit"
+
+_TABLE = "relative_position_bias_table"
+_POSITIONS = "transformer.pos_embed"
+_TEXT_POSITIONS = "text_embeddings.position_embeddings.weight"
+_TYPES = "token_type_embeddings.weight"
+
+
+class Rule(NamedTuple):
+    """One line of a conversion table.
+
+    source, target: names, where {i} is the number of a block, {p} weight or bias, {rest} anything; a target of `None`
+        is dropped for the `reason`.
+    per_block: one tensor there is a tensor of every block here, see `split_by_block`.
+    head: the rule holds for this head alone.
+    """
+
+    source: str
+    target: str | None
+    reason: str = ""
+    per_block: bool = False
+    head: str | None = None
+
+
+RULES = (
+    Rule("text_embeddings.position_ids", None, "counted 0, 1, 2, ...; made anew"),
+    Rule("relative_position_index", None, "index table; made anew"),
+    Rule("text_relative_position_index", None, "index table; made anew"),
+    Rule("text_imag_relative_position_index", None, "index table; made anew"),
+    Rule("text_embeddings.word_embeddings.weight", "vlmo.text_embeddings.word_embeddings.weight"),
+    Rule("text_embeddings.position_embeddings.weight", "vlmo.text_embeddings.position_embeddings.weight"),
+    Rule("text_embeddings.token_type_embeddings.weight", "vlmo.text_embeddings.token_type_embeddings.weight"),
+    Rule("text_embeddings.LayerNorm.{p}", "vlmo.text_embeddings.layer_norm.{p}"),
+    Rule("transformer.cls_token", "vlmo.image_embeddings.cls_token"),
+    Rule("transformer.pos_embed", "vlmo.image_embeddings.position_embeddings"),
+    Rule("transformer.patch_embed.proj.{p}", "vlmo.image_embeddings.patch_projection.{p}"),
+    Rule("token_type_embeddings.weight", "vlmo.token_type_embeddings.weight"),
+    Rule(_TABLE, "vlmo.layers.{i}.attention.position_bias_table", per_block=True),
+    Rule("transformer.blocks.{i}.norm1.{p}", "vlmo.layers.{i}.attention_norm.{p}"),
+    Rule("transformer.blocks.{i}.attn.qkv.weight", "vlmo.layers.{i}.attention.qkv.weight"),
+    Rule("transformer.blocks.{i}.attn.q_bias", "vlmo.layers.{i}.attention.q_bias"),
+    Rule("transformer.blocks.{i}.attn.v_bias", "vlmo.layers.{i}.attention.v_bias"),
+    Rule("transformer.blocks.{i}.attn.proj.{p}", "vlmo.layers.{i}.attention.output.{p}"),
+    Rule("transformer.blocks.{i}.gamma_1", "vlmo.layers.{i}.attention_scale"),
+    Rule("transformer.blocks.{i}.gamma_2", "vlmo.layers.{i}.expert_scale"),
+    Rule("transformer.blocks.{i}.norm2_text.{p}", "vlmo.layers.{i}.experts.text.norm.{p}"),
+    Rule("transformer.blocks.{i}.norm2_imag.{p}", "vlmo.layers.{i}.experts.image.norm.{p}"),
+    Rule("transformer.blocks.{i}.norm2_vl.{p}", "vlmo.layers.{i}.experts.vl.norm.{p}"),
+    Rule("transformer.blocks.{i}.mlp_text.fc1.{p}", "vlmo.layers.{i}.experts.text.fc1.{p}"),
+    Rule("transformer.blocks.{i}.mlp_text.fc2.{p}", "vlmo.layers.{i}.experts.text.fc2.{p}"),
+    Rule("transformer.blocks.{i}.mlp_imag.fc1.{p}", "vlmo.layers.{i}.experts.image.fc1.{p}"),
+    Rule("transformer.blocks.{i}.mlp_imag.fc2.{p}", "vlmo.layers.{i}.experts.image.fc2.{p}"),
+    Rule("transformer.blocks.{i}.mlp_vl.fc1.{p}", "vlmo.layers.{i}.experts.vl.fc1.{p}"),
+    Rule("transformer.blocks.{i}.mlp_vl.fc2.{p}", "vlmo.layers.{i}.experts.vl.fc2.{p}"),
+    Rule("transformer.norm.{p}", "vlmo.norm.{p}"),
+    Rule("pooler.dense.{p}", "vlmo.pooler.dense.{p}"),
+    Rule("mlm_score.transform.dense.{p}", "mlm_head.dense.{p}"),
+    Rule("mlm_score.transform.LayerNorm.{p}", "mlm_head.layer_norm.{p}"),
+    Rule("mlm_score.decoder.weight", "mlm_head.decoder.weight"),
+    Rule("mlm_score.bias", "mlm_head.decoder.bias"),
+    Rule("itm_score.fc.{p}", "itm_head.{p}"),
+    Rule("itc_text_proj.fc.weight", "itc_text_projection.weight"),
+    Rule("itc_image_proj.fc.weight", "itc_image_projection.weight"),
+    Rule("itc_vl_text_proj.fc.weight", "itc_text_vl_projection.weight"),
+    Rule("itc_vl_image_proj.fc.weight", "itc_image_vl_projection.weight"),
+    Rule("logit_scale", "logit_scale"),
+    Rule("logit_vl_scale", "logit_vl_scale"),
+    Rule("vqa_classifier.0.{p}", "classifier.dense.{p}", head="vqa"),
+    Rule("vqa_classifier.1.{p}", "classifier.layer_norm.{p}", head="vqa"),
+    Rule("vqa_classifier.3.{p}", "classifier.output.{p}", head="vqa"),
+    Rule("nlvr2_classifier.0.{p}", "classifier.dense.{p}", head="nlvr2"),
+    Rule("nlvr2_classifier.1.{p}", "classifier.layer_norm.{p}", head="nlvr2"),
+    Rule("nlvr2_classifier.3.{p}", "classifier.output.{p}", head="nlvr2"),
+)
+
+# BEiT -> the names above; the first rule that fits holds. A table of `per_block` becomes columns of the common one.
+BEIT_RULES = (
+    Rule("blocks.{i}.attn.relative_position_index", None, "index table; made anew"),
+    Rule("rel_pos_bias.relative_position_index", None, "index table; made anew"),
+    Rule("blocks.{i}.attn.relative_position_bias_table", _TABLE, per_block=True),
+    Rule("rel_pos_bias.relative_position_bias_table", _TABLE, per_block=True),
+    Rule("blocks.{i}.mlp.{rest}", "transformer.blocks.{i}.mlp_imag.{rest}"),
+    Rule("blocks.{i}.norm2.{p}", "transformer.blocks.{i}.norm2_imag.{p}"),
+    Rule("blocks.{i}.{rest}", "transformer.blocks.{i}.{rest}"),
+    Rule("cls_token", "transformer.cls_token"),
+    Rule("pos_embed", "transformer.pos_embed"),
+    Rule("patch_embed.proj.{p}", "transformer.patch_embed.proj.{p}"),
+    Rule("norm.{p}", "transformer.norm.{p}"),
+    Rule("mask_token", None, "stands for hidden patches in BEiT's pre-training"),
+    Rule("lm_head.{p}", None, "BEiT's head for visual words"),
+    Rule("fc_norm.{p}", None, "norm of BEiT's averaged patches; VLMo reads the first position"),
+    Rule("head.{p}", None, "BEiT's classifier"),
+)
+
+_PLACEHOLDERS = {"i": r"\d+", "p": "weight|bias", "rest": ".+"}
+
+
+@cache
+def _pattern(name: str) -> re.Pattern:
+    escaped = re.escape(name)
+    for key, expression in _PLACEHOLDERS.items():
+        escaped = escaped.replace(rf"\{{{key}\}}", f"(?P<{key}>{expression})")
+    return re.compile(escaped)
+
+
+def _find(rules: tuple[Rule, ...], name: str, side: str = "source") -> tuple[Rule, dict[str, str]] | None:
+    """The first rule whose `side` fits the name, and what its placeholders stand for."""
+    for rule in rules:
+        own = getattr(rule, side)
+        if own is not None and (found := _pattern(own).fullmatch(name)):
+            return rule, found.groupdict()
+    return None
+
+
+def split_by_block(table: torch.Tensor, num_blocks: int) -> list[torch.Tensor]:
+    """[rows, blocks * heads] -> for each block [rows, heads]; block i owns the i-th group of columns.
+
+    Raises ValueError when the columns cannot be shared out evenly.
+    """
+    if table.dim() != 2 or table.shape[1] % num_blocks:
+        raise ValueError(
+            f"{_TABLE} has the shape {list(table.shape)}; its columns are to be shared out among {num_blocks} blocks. "
+            "Check the number of blocks."
+        )
+    return [block.contiguous() for block in table.chunk(num_blocks, dim=1)]
+
+
+def join_blocks(tables: list[torch.Tensor]) -> torch.Tensor:
+    """The inverse of `split_by_block`."""
+    return torch.cat(tables, dim=1)
+
+
+def recognise_head(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """The key in `HEADS` that the names of the tensors show, or `BEIT`; raises ValueError for neither."""
+
+    def has(prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in state_dict)
+
+    if has("vqa_classifier."):
+        return "vqa"
+    if has("nlvr2_classifier."):
+        return "nlvr2"
+    if has("mlm_score."):
+        return "pretraining" if has("itm_score.") or has("itc_") else "masked_lm"
+    if has("itc_"):
+        return "retrieval"
+    if has("transformer."):
+        return "base"
+    if "cls_token" in state_dict and has("blocks.0."):
+        return BEIT
+    raise ValueError(
+        "This is neither a VLMo nor a BEiT checkpoint in the original layout. Names of its tensors: "
+        f"{enumerate_names(list(state_dict), 6)}."
+    )
+
+
+def published_size(config: Mapping[str, Any]) -> str | None:
+    """Name of the published size that these fields of a configuration have, or `None`."""
+    names = ("hidden_size", "num_hidden_layers", "intermediate_size")
+    defaults = VlmoConfig()
+    for size, overrides in PUBLISHED_SIZES.items():
+        if all(config[name] == overrides.get(name, getattr(defaults, name)) for name in names):
+            return size
+    return None
+
+
+class InferredConfig(NamedTuple):
+    """`config`: fields of `VlmoConfig`; `head`: what `recognise_head` says; `size`: name of a published size."""
+
+    config: dict[str, Any]
+    head: str
+    size: str | None
+
+
+def infer_config(state_dict: Mapping[str, torch.Tensor], **known: Any) -> InferredConfig:
+    """Read the sizes of a model from its tensors, those of a VLMo or a BEiT in original names.
+
+    Args:
+        known: fields of `VlmoConfig` for what tensors cannot tell: `num_attention_heads` without a bias table and in
+            no published size; `max_text_length_of_table` (196 in all published files) or `image_size`, one of which
+            divides the rows of the bias table among pictures and texts.
+
+    Raises ValueError that says which of these is needed, or which tensor is missing.
+    """
+    head = recognise_head(state_dict)
+    if head == BEIT:
+        state_dict, _ = beit_to_vlmo(
+            state_dict, known.get("max_text_length_of_table", _default("max_text_length_of_table"))
+        )
+    config: dict[str, Any] = {}
+    patch = _shape(state_dict, "transformer.patch_embed.proj.weight")
+    config["hidden_size"], config["num_channels"], config["patch_size"] = patch[0], patch[1], patch[2]
+    blocks = {int(found[1]) for name in state_dict if (found := re.match(r"transformer\.blocks\.(\d+)\.", name))}
+    config["num_hidden_layers"] = max(blocks, default=-1) + 1
+    if len(blocks) < max(1, config["num_hidden_layers"]):
+        absent = sorted(set(range(config["num_hidden_layers"])) - blocks) or [0]
+        raise ValueError(f"The checkpoint has no tensor of block {', '.join(map(str, absent))}.")
+    expert = "mlp_imag" if head == BEIT else "mlp_text"
+    config["intermediate_size"] = _shape(state_dict, f"transformer.blocks.0.{expert}.fc1.weight")[0]
+    size = published_size(config)
+
+    config["use_relative_position_bias"] = _TABLE in state_dict
+    config["use_absolute_position_embeddings"] = _POSITIONS in state_dict
+    if _TABLE in state_dict:
+        rows, columns = _shape(state_dict, _TABLE)
+        window, length = _divide_rows(rows, state_dict.get("relative_position_index"), config["patch_size"], known)
+        config["max_text_length_of_table"] = length
+        heads = columns // config["num_hidden_layers"]
+    else:
+        window = math.isqrt(_shape(state_dict, _POSITIONS)[1] - 1)
+        heads = (
+            None if size is None else PUBLISHED_SIZES[size].get("num_attention_heads", _default("num_attention_heads"))
+        )
+    config["image_size"] = window * config["patch_size"]
+    config["num_attention_heads"] = known.get("num_attention_heads", heads)
+    if config["num_attention_heads"] is None:
+        raise ValueError(
+            f"The number of attention heads cannot be read from a model without a bias table, and hidden_size="
+            f"{config['hidden_size']} with {config['num_hidden_layers']} blocks is no published size. Give "
+            'num_attention_heads (on the command line: --config FILE with {"num_attention_heads": ...}).'
+        )
+    if "transformer.blocks.0.gamma_1" not in state_dict:
+        config["layer_scale_init_value"] = None
+
+    if head == BEIT:
+        config["max_text_length"] = config.get("max_text_length_of_table", _default("max_text_length_of_table"))
+    else:
+        config["vocab_size"] = _shape(state_dict, "text_embeddings.word_embeddings.weight")[0]
+        config["max_text_length"] = _shape(state_dict, _TEXT_POSITIONS)[0]
+        config["type_vocab_size"] = _shape(state_dict, _TYPES)[0]
+        config["text_type_vocab_size"] = _shape(state_dict, "text_embeddings.token_type_embeddings.weight")[0]
+    config["vl_expert_start_layer"] = known.get("vl_expert_start_layer")
+    if config["vl_expert_start_layer"] is None:
+        config["vl_expert_start_layer"] = _first_vl_block(state_dict, config["num_hidden_layers"], head, size)
+    if head in ("vqa", "nlvr2"):
+        config["num_labels"] = _shape(state_dict, f"{head}_classifier.3.weight")[0]
+    if head == "retrieval":
+        config["use_matching_head"] = "itm_score.fc.weight" in state_dict
+    return InferredConfig(config, head, size)
+
+
+def _default(name: str) -> Any:
+    return getattr(VlmoConfig(), name)
+
+
+def _shape(state_dict: Mapping[str, torch.Tensor], name: str) -> torch.Size:
+    if name not in state_dict:
+        raise ValueError(f"The checkpoint has no tensor {name}, from which sizes are read. Is the file whole?")
+    return state_dict[name].shape
+
+
+def _divide_rows(rows: int, index: torch.Tensor | None, patch_size: int, known: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows of the bias table -> (patches along a side, longest text): (2 window - 1)^2 + 5 + 2 length of them."""
+    length = known.get("max_text_length_of_table")
+    if length is None and index is not None:
+        window = math.isqrt(index.shape[0] - 1)
+    else:
+        tried = _default("max_text_length_of_table") if length is None else length
+        if window := _window_of(rows, tried):
+            return window, tried
+        window = known.get("image_size", 0) // patch_size
+    remaining = rows - num_position_rows(window, 0) if window else -1
+    if length is None and remaining > 0 and remaining % 2 == 0:
+        return window, remaining // 2
+    given = {name: known[name] for name in ("max_text_length_of_table", "image_size") if name in known}
+    raise ValueError(
+        f"{_TABLE} has {rows} rows, which do not divide into (2 * patches along a side - 1)^2 + 5 + 2 * longest text "
+        f"with {given or 'the published longest text of 196'}. Give image_size or max_text_length_of_table (on the "
+        "command line in the file of --config)."
+    )
+
+
+def _window_of(rows: int, max_text_length: int) -> int | None:
+    """Patches along a side of the pictures that a bias table with so many rows is for."""
+    window = (math.isqrt(max(0, rows - num_position_rows(1, max_text_length) + 1)) + 1) // 2
+    return window if window and num_position_rows(window, max_text_length) == rows else None
+
+
+def _first_vl_block(state_dict: Mapping[str, torch.Tensor], num_layers: int, head: str, size: str | None) -> int:
+    with_expert = [
+        int(found[1]) for name in state_dict if (found := re.match(r"transformer\.blocks\.(\d+)\.\w+_vl\.", name))
+    ]
+    if not with_expert and head in (BEIT, "masked_lm", "base"):
+        return num_layers
+    if size is not None:  # known better than the file can tell when it lacks an expert
+        return PUBLISHED_SIZES[size].get("vl_expert_start_layer", _default("vl_expert_start_layer"))
+    if not with_expert:
+        raise ValueError(
+            f"No block has a vision-language expert (transformer.blocks.*.mlp_vl, norm2_vl), as {HEADS[head]} has in "
+            f"the original. If that is meant, give vl_expert_start_layer={num_layers} (on the command line in the "
+            "file of --config)."
+        )
+    return min(with_expert)
+
+
+def beit_to_vlmo(
+    state_dict: Mapping[str, torch.Tensor], max_text_length_of_table: int
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a BEiT under the names of VLMo's language stage, and {name: reason} of what was dropped.
+
+    Picture experts, attention and embedding of the picture come from BEiT; its tables of relative positions, one for
+    each block or a common one that every block gets a copy of, are the first rows of VLMo's, those of texts are 0.
+    Raises ValueError for tensors that no BEiT has.
+    """
+    converted: dict[str, torch.Tensor] = {}
+    dropped: dict[str, str] = {}
+    tables: dict[int, torch.Tensor] = {}
+    unknown = []
+    num_blocks = 1 + max(int(found[1]) for name in state_dict if (found := re.match(r"blocks\.(\d+)\.", name)))
+    for name, tensor in state_dict.items():
+        found = _find(BEIT_RULES, name)
+        if found is None:
+            unknown.append(name)
+            continue
+        rule, groups = found
+        if rule.target is None:
+            dropped[name] = rule.reason
+        elif rule.per_block:
+            tables.update({int(groups["i"]): tensor} if "i" in groups else dict.fromkeys(range(num_blocks), tensor))
+        else:
+            converted[rule.target.format(**groups)] = tensor
+    if unknown:
+        raise ValueError(f"The checkpoint has tensors that no BEiT has: {enumerate_names(unknown)}.")
+    if tables:
+        if absent := sorted(set(range(num_blocks)) - set(tables)):
+            raise ValueError(f"Block {', '.join(map(str, absent))} of the BEiT has no relative_position_bias_table.")
+        joined = join_blocks([tables[i] for i in range(num_blocks)])
+        text_rows = joined.new_zeros(2 * max_text_length_of_table + 2, joined.shape[1])
+        converted[_TABLE] = torch.cat((joined, text_rows))
+    return converted, dropped
+
+
+@dataclass(frozen=True)
+class ConversionResult:
+    """What `convert_state_dict` made.
+
+    state_dict: our names, everything that the file gives. head: the key in `HEADS` that it is for.
+    source: the tensors in original names before any change of size, of a BEiT after `beit_to_vlmo`.
+    dropped: {original name: reason}; resized: {original name: what was done}; new: our names that the file lacks.
+    """
+
+    state_dict: dict[str, torch.Tensor]
+    head: str
+    source: dict[str, torch.Tensor]
+    dropped: dict[str, str] = field(default_factory=dict)
+    resized: dict[str, str] = field(default_factory=dict)
+    new: list[str] = field(default_factory=list)
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, torch.Tensor], config: VlmoConfig, head: str | None = None
+) -> ConversionResult:
+    """Rename and split the tensors of an original checkpoint for a model of ours.
+
+    A configuration other than the file's starts another stage, as the original does: positions of another image size
+    are interpolated, the text position table is cut to `max_text_length`, the type table grows by a copy of the
+    pictures' row. With another `head` than the file's (and with a BEiT file, which starts `masked_lm`), tensors of
+    other heads are dropped, and the new head, vision-language experts of a file without any and, after BEiT, the
+    text's side are listed as new. Anything else that is left over, missing or of another shape is an error.
+
+    Args:
+        state_dict: of VLMo or BEiT, see `load_checkpoint`; may lie on the meta device.
+        config: of the model that is filled, see `infer_config`.
+        head: key in `HEADS`; the one that the names show by default.
+
+    Raises ValueError that names the tensors.
+    """
+    recognised = recognise_head(state_dict)
+    head = head or ("masked_lm" if recognised == BEIT else recognised)
+    model = empty_model(config, head)
+    config = model.config  # NLVR2 models have a third type
+    prefix = "vlmo." if head == "base" else ""
+    shapes = {prefix + name: tensor.shape for name, tensor in model.state_dict().items()}
+    source, dropped = dict(state_dict), {}
+    if recognised == BEIT:
+        source, dropped = beit_to_vlmo(state_dict, config.max_text_length_of_table)
+    fitted, resized = _fit(source, config)
+
+    converted: dict[str, torch.Tensor] = {}
+    unknown, misplaced = [], []
+    for name, tensor in fitted.items():
+        found = _find(RULES, name)
+        if found is None:
+            unknown.append(name)
+            continue
+        rule, groups = found
+        if rule.target is None:
+            dropped[name] = rule.reason
+            continue
+        targets = [rule.target.format(**groups)] if not rule.per_block else _of_all_blocks(rule, config)
+        if all(target in shapes for target in targets) and rule.head in (None, head):
+            tensors = split_by_block(tensor, config.num_hidden_layers) if rule.per_block else [tensor]
+            converted.update(zip(targets, tensors, strict=True))
+        elif head != recognised and not targets[0].startswith("vlmo."):
+            dropped[name] = f"belongs to another head than {head}"
+        else:
+            misplaced.append(name)
+    if unknown:
+        raise ValueError(
+            f"The checkpoint has tensors that no VLMo model has: {enumerate_names(unknown)}. If they are of another "
+            f"head than the known ones ({', '.join(HEADS)}), take them out of the file."
+        )
+    if misplaced:
+        raise ValueError(
+            f"{HEADS[head]} with this configuration has no place for {enumerate_names(misplaced)}. Check the "
+            "configuration (number of blocks, first block with a vision-language expert, positions) and the head."
+        )
+    wrong = [
+        f"{original_name(name, head)} is {list(tensor.shape)}, not {list(shapes[name])}"
+        for name, tensor in converted.items()
+        if tensor.shape != shapes[name]
+    ]
+    if wrong:
+        raise ValueError(f"Tensors do not have the sizes of the configuration: {enumerate_names(wrong, 6)}.")
+    new = _check_missing(shapes, converted, head, starts=head != recognised, from_beit=recognised == BEIT)
+    if head == "base":
+        converted = {name.removeprefix("vlmo."): tensor for name, tensor in converted.items()}
+        new = [name.removeprefix("vlmo.") for name in new]
+    return ConversionResult(converted, head, source, dropped, resized, new)
+
+
+def revert_state_dict(
+    state_dict: Mapping[str, torch.Tensor], config: VlmoConfig, head: str, *, index_tables: bool = False
+) -> dict[str, torch.Tensor]:
+    """Our tensors under the original names, the inverse of `convert_state_dict`.
+
+    Args:
+        state_dict: all tensors of the model class of `head`.
+        index_tables: with the three tables of positions' indices, as published files have them; the original's loader
+            fails without them when the image size changes. The one of pairs is float32 there.
+
+    Raises ValueError for tensors that the original has no name for.
+    """
+    reverted: dict[str, torch.Tensor] = {}
+    tables: dict[int, torch.Tensor] = {}
+    unknown = []
+    rules = tuple(rule for rule in RULES if rule.head in (None, head))
+    for name, tensor in state_dict.items():
+        found = _find(rules, f"vlmo.{name}" if head == "base" else name, side="target")
+        if found is None:
+            unknown.append(name)
+        elif found[0].per_block:
+            tables[int(found[1]["i"])] = tensor
+        else:
+            reverted[found[0].source.format(**found[1])] = tensor
+    if unknown:
+        raise ValueError(f"The original VLMo has no name for {enumerate_names(unknown)}.")
+    if tables:
+        reverted[_TABLE] = join_blocks([tables[i] for i in sorted(tables)])
+    reverted["text_embeddings.position_ids"] = torch.arange(config.max_text_length)[None]
+    if index_tables and config.use_relative_position_bias:
+        image = make_image_position_index(config.window_size)
+        length = config.max_text_length_of_table
+        text = make_text_position_index(config.max_text_length, config.window_size, length)
+        reverted["relative_position_index"] = image
+        reverted["text_relative_position_index"] = text
+        reverted["text_imag_relative_position_index"] = make_pair_position_index(
+            text, image, config.window_size
+        ).float()
+    return reverted
+
+
+def check_round_trip(result: ConversionResult, config: VlmoConfig) -> int:
+    """Go back to the original names and compare bit for bit; returns the number of tensors that were compared.
+
+    Left out are the tensors that were dropped or resized. Raises RuntimeError, a fault of the conversion, when one
+    differs.
+    """
+    reverted = revert_state_dict(result.state_dict, config, result.head)
+    compared = [name for name in result.source if name not in result.dropped and name not in result.resized]
+    differing = [
+        name for name in compared if name not in reverted or not torch.equal(reverted[name], result.source[name])
+    ]
+    if differing:
+        raise RuntimeError(f"Converted back, these tensors differ from the file: {enumerate_names(differing)}.")
+    return len(compared)
+
+
+def original_name(name: str, head: str) -> str:
+    """The original name of one of our parameters (with the prefix `vlmo.`)."""
+    found = _find(tuple(rule for rule in RULES if rule.head in (None, head)), name, side="target")
+    return name if found is None else found[0].source.format(**found[1])
+
+
+def model_class(head: str) -> type:
+    """The class of a key in `HEADS`; raises ValueError for others."""
+    if head not in HEADS:
+        raise ValueError(f"Unknown head {head!r}. Known heads: {', '.join(HEADS)}.")
+    from hf_vlp.models.mome import modeling_vlmo
+
+    return getattr(modeling_vlmo, HEADS[head])
+
+
+def empty_model(config: VlmoConfig, head: str):
+    """The model of a head without memory for its parameters, on the meta device; `config` is copied."""
+    with torch.device("meta"):
+        return model_class(head)(copy.deepcopy(config))
+
+
+def _of_all_blocks(rule: Rule, config: VlmoConfig) -> list[str]:
+    return [rule.target.format(i=i) for i in range(config.num_hidden_layers)]
+
+
+def _fit(source: dict[str, torch.Tensor], config: VlmoConfig) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Give the tables of positions and types the sizes of the configuration where the original does so too."""
+    fitted, resized = dict(source), {}
+    window = config.window_size
+    table, positions = source.get(_TABLE), source.get(_POSITIONS)
+    text_positions, types = source.get(_TEXT_POSITIONS), source.get(_TYPES)
+    if table is not None and config.use_relative_position_bias:
+        length = config.max_text_length_of_table
+        before = _window_of(table.shape[0], length)
+        if before not in (None, window):
+            fitted[_TABLE] = interpolate_position_bias_table(table, before, window, length)
+            resized[_TABLE] = f"interpolated from {before}x{before} to {window}x{window} patches"
+    if positions is not None and positions.shape[1] != window**2 + 1:
+        before = math.isqrt(positions.shape[1] - 1)
+        fitted[_POSITIONS] = interpolate_position_embeddings(positions, window)
+        resized[_POSITIONS] = f"interpolated from {before}x{before} to {window}x{window} patches"
+    if text_positions is not None and text_positions.shape[0] > config.max_text_length:
+        fitted[_TEXT_POSITIONS] = text_positions[: config.max_text_length].contiguous()
+        resized[_TEXT_POSITIONS] = f"first {config.max_text_length} of {text_positions.shape[0]} rows"
+    if types is not None and types.shape[0] == 2 and config.type_vocab_size == 3:
+        fitted[_TYPES] = torch.cat((types, types[1:]))
+        resized[_TYPES] = "third row, of second pictures, copied from the second"
+    return fitted, resized
+
+
+def _group(name: str) -> str:
+    """The part of a model that is there as a whole or not at all."""
+    if found := re.match(r"vlmo\.layers\.\d+\.experts\.(\w+)\.", name):
+        return f"{found[1]} experts"
+    if name.startswith("vlmo.layers."):
+        return "attention"
+    return ".".join(name.split(".")[: 2 if name.startswith("vlmo.") else 1])
+
+
+_NEW_AFTER_BEIT = (
+    *("text experts", "vlmo.text_embeddings", "vlmo.token_type_embeddings", "vlmo.pooler", "vlmo.norm"),
+    "vl experts",
+)
+
+
+def _check_missing(
+    shapes: Mapping[str, torch.Size],
+    converted: Mapping[str, torch.Tensor],
+    head: str,
+    *,
+    starts: bool,
+    from_beit: bool,
+) -> list[str]:
+    """Names that the file lacks, all of them of parts that a new stage begins with; raises ValueError for others."""
+    absent = [name for name in shapes if name not in converted]
+    present_groups = {_group(name) for name in converted}
+    allowed = _NEW_AFTER_BEIT if from_beit else ("vl experts",)
+    missing = [
+        name
+        for name in absent
+        if not starts or _group(name) in present_groups or (name.startswith("vlmo.") and _group(name) not in allowed)
+    ]
+    if not missing:
+        return absent
+    by_block: dict[str, list[str]] = {}
+    for name in missing:
+        original = original_name(name, head) if ".position_bias_table" not in name else _TABLE
+        found = re.fullmatch(r"transformer\.blocks\.(\d+)\.(.+)", original)
+        names = by_block.setdefault(f"block {found[1]}: " if found else "", [])
+        if (short := found[2] if found else original) not in names:
+            names.append(short)
+    listed = "; ".join(block + enumerate_names(names) for block, names in by_block.items())
+    raise ValueError(f"The checkpoint lacks tensors of {HEADS[head]} with this configuration. {listed}.")
+
+
+_RUN_SETTINGS = {"image_size": "image_size", "max_text_len_of_initckpt": "max_text_length_of_table"}
+
+
+def read_run_settings(settings: Mapping[str, Any]) -> dict[str, int]:
+    """Fields for `infer_config` from the hyperparameters that the original's trainer stores beside the tensors."""
+    run = settings.get("hyper_parameters", {})
+    run = run.get("config", run) if isinstance(run, Mapping) else {}
+    known = {}
+    if isinstance(run, Mapping):
+        known = {ours: run[theirs] for theirs, ours in _RUN_SETTINGS.items() if type(run.get(theirs)) is int}
+    return known
+
+
+__all__ = [
+    "BEIT_RULES",
+    "HEADS",
+    "RULES",
+    "ConversionResult",
+    "InferredConfig",
+    "Rule",
+    "beit_to_vlmo",
+    "check_round_trip",
+    "convert_state_dict",
+    "empty_model",
+    "infer_config",
+    "join_blocks",
+    "model_class",
+    "original_name",
+    "published_size",
+    "read_run_settings",
+    "recognise_head",
+    "revert_state_dict",
+    "split_by_block",
+]
