@@ -45,6 +45,8 @@ class ModelSetup:
     batch_outputs: tuple[str, ...] = ()
     # Parameters whose gradient is zero by mathematics: a bias of the keys cancels in the softmax.
     zero_gradients = r"\bk_proj\.bias$"
+    # Parameters that the loss of a head does not reach: experts of other modalities, tables kept for round trips.
+    idle_parameters = r"^$"
     # Parameters of the library's own towers: it draws them by a plain normal, not by the tower's scheme, when they are
     # missing from a checkpoint (transformers 5.23, for schemes that a parent module applies to its children).
     plainly_initialised = r"^$"

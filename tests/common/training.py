@@ -74,6 +74,8 @@ class TrainingTests(ModelSetup):
                     module.p = 0.0
                 elif hasattr(module, "attention_dropout"):
                     module.attention_dropout = 0.0
+                elif hasattr(module, "drop_prob"):
+                    module.drop_prob = 0.0
             trainer.train()
             trained.append(states_of(trainer.model))
         assert trained[0].keys() == trained[1].keys()

@@ -184,37 +184,33 @@ class VlmoPreTrainedModel(SelfContainedSaving, PreTrainedModel):
     def _init_weights(self, module):
         """Initial values of the original.
 
-        Transformer (attention, experts): weights truncated normal, 0.02, biases 0. Patch embedding: torch's default
-        (weights and bias uniform in +-1/sqrt(fan in)). Class token, picture positions: truncated normal, 0.02.
-        Text embeddings, type table, pooler, heads: normal, 0.02, biases 0. Norms 1 and 0; position bias 0; scales of
-        residual branches `layer_scale_init_value`; logit scales log(1 / 0.07).
+        Linear layers, embeddings (the padding row too), class token, picture positions: normal, 0.02 (the original
+        cuts some of them at 100 standard deviations), biases 0. Patch embedding: torch's default, uniform in
+        +-1/sqrt(fan in). Norms 1 and 0; position bias 0; scales of residual branches `layer_scale_init_value`; logit
+        scales log(1 / 0.07).
         """
-        super()._init_weights(module)
         std = self.config.initializer_range
-        if isinstance(module, MomeBlock):
-            for part in module.modules():
-                if isinstance(part, nn.Linear):
-                    init.trunc_normal_(part.weight, std=std, a=-2.0, b=2.0)
-            for scale in (module.attention_scale, module.expert_scale):
-                if scale is not None:
-                    init.constant_(scale, self.config.layer_scale_init_value)
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, nn.Conv2d):
+            bound = module.weight[0].numel() ** -0.5
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
+        if isinstance(module, MomeBlock) and module.attention_scale is not None:
+            init.constant_(module.attention_scale, self.config.layer_scale_init_value)
+            init.constant_(module.expert_scale, self.config.layer_scale_init_value)
         elif isinstance(module, MomeAttention):
             init.zeros_(module.q_bias)
             init.zeros_(module.v_bias)
             if module.position_bias_table is not None:
                 init.zeros_(module.position_bias_table)
-        elif isinstance(module, MomeTextEmbeddings):
-            init.normal_(module.word_embeddings.weight, std=std)  # the padding row too
         elif isinstance(module, MomeImageEmbeddings):
-            init.trunc_normal_(module.cls_token, std=std, a=-2.0, b=2.0)
+            init.normal_(module.cls_token, std=std)
             if module.position_embeddings is not None:
-                init.trunc_normal_(module.position_embeddings, std=std, a=-2.0, b=2.0)
-            for part in module.modules():
-                if isinstance(part, nn.Conv2d):
-                    bound = part.weight[0].numel() ** -0.5
-                    init.uniform_(part.weight, -bound, bound)
-                    if part.bias is not None:
-                        init.uniform_(part.bias, -bound, bound)
+                init.normal_(module.position_embeddings, std=std)
         for name in ("logit_scale", "logit_vl_scale"):
             if isinstance(getattr(module, name, None), nn.Parameter):
                 init.constant_(getattr(module, name), self.config.logit_scale_init_value)
@@ -286,7 +282,7 @@ class VlmoPreTrainedModel(SelfContainedSaving, PreTrainedModel):
                     ).to(table.dtype)
             positions = base.image_embeddings.position_embeddings
             if positions is not None:
-                positions.data = interpolate_position_embeddings(positions, before, after).to(positions.dtype)
+                positions.data = interpolate_position_embeddings(positions, after).to(positions.dtype)
         base.image_embeddings.image_size = config.image_size
         for table, rows in (
             (base.text_embeddings.position_embeddings, config.max_text_length),
@@ -512,24 +508,23 @@ class VlmoModel(VlmoPreTrainedModel):
             )
         parts, text_length = [], 0
         if has_text:
-            parts.append(self.embed_text(input_ids, inputs_embeds))
-            text_length = parts[0].shape[1]
+            text_length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
             self._check_text(text_length)
-            if attention_mask is None:
-                attention_mask = torch.ones(parts[0].shape[:2], dtype=torch.long, device=parts[0].device)
+            parts.append(self.embed_text(input_ids, inputs_embeds))
         if has_image:
-            image = self.embed_image(pixel_values, image_embeds, image_type)
-            parts.append(image)
-            image_mask = torch.ones(image.shape[:2], dtype=torch.long, device=image.device)
-        if has_text and has_image:
-            if len(parts[0]) != len(image):
-                raise ValueError(
-                    f"{len(parts[0])} texts and {len(image)} pictures do not make pairs: give as many of one as of "
-                    "the other."
-                )
-            attention_mask = torch.cat((attention_mask.to(torch.long), image_mask), dim=1)
-        elif has_image:
+            parts.append(self.embed_image(pixel_values, image_embeds, image_type))
+        if has_text and has_image and len(parts[0]) != len(parts[1]):
+            raise ValueError(
+                f"{len(parts[0])} texts and {len(parts[1])} pictures do not make pairs: give as many of one as of the "
+                "other."
+            )
+        if not has_text:
             attention_mask = None
+        if attention_mask is not None:
+            attention_mask = attention_mask.to(torch.bool)
+            if has_image:
+                seen = attention_mask.new_ones(parts[1].shape[:2])
+                attention_mask = torch.cat((attention_mask, seen), dim=1)
         hidden_states = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         position_index = self._make_position_index(text_length, has_image, hidden_states.device)
         mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
@@ -618,12 +613,14 @@ class VlmoForImageClassification(VlmoPreTrainedModel):
 
 
 class VlmoForImagesAndTextClassification(VlmoPreTrainedModel):
-    """Is a statement true of two pictures (NLVR2): two fusion passes, the second with its own picture type."""
+    """Is a statement true of two pictures (NLVR2): two fusion passes, the second with its own picture type.
+
+    Needs a configuration with `type_vocab_size=3`; `from_pretrained` adds the third type to any other checkpoint.
+    """
 
     _auto_class = "AutoModelForSequenceClassification"
 
     def __init__(self, config: VlmoConfig):
-        config.type_vocab_size = max(config.type_vocab_size, 3)
         super().__init__(config)
         self.vlmo = VlmoModel(config)
         self.classifier = MomeClassifier(config, num_inputs=2)
@@ -652,6 +649,11 @@ class VlmoForImagesAndTextClassification(VlmoPreTrainedModel):
             found = None if pixel_values is None else tuple(pixel_values.shape)
             raise ValueError(
                 f"pixel_values must hold two pictures each, (batch, 2, channels, size, size), not {found}."
+            )
+        if self.config.type_vocab_size < 3:
+            raise ValueError(
+                f"type_vocab_size={self.config.type_vocab_size} has no type for the second picture: make the model "
+                "with VlmoConfig(type_vocab_size=3), or call resize_inputs(type_vocab_size=3)."
             )
         batch = len(pixel_values)
         image_type = torch.tensor((1, 2), device=pixel_values.device).repeat_interleave(batch)
