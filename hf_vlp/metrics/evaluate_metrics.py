@@ -1,8 +1,8 @@
-"""The caption metrics as `evaluate.Metric` classes, for `compute`, `add_batch` and several processes.
+"""The metrics as `evaluate.Metric` classes, for `compute`, `add_batch` and several processes.
 
-The classes are made directly, `CiderDMetric()`: nothing is fetched from the Hub. Predictions are strings, references
-lists of strings of any number per prediction. What a class returns is what the plain function of the same name
-returns, in a dict.
+The classes are made directly, `CiderDMetric()`: nothing is fetched from the Hub. Predictions of captions and answers
+are strings, references lists of strings of any number per prediction; the other classes name their inputs. What a
+class returns is what the plain function of the same name returns, in a dict.
 
 ```python
 >>> metric = CiderDMetric()
@@ -13,11 +13,17 @@ returns, in a dict.
 ```
 """
 
+from collections.abc import Sequence
+
 import datasets
 import evaluate
+import torch
 
 from hf_vlp.metrics.captioning import caption_metrics
 from hf_vlp.metrics.cider import DocumentFrequencies
+from hf_vlp.metrics.nlvr2 import nlvr2_metrics
+from hf_vlp.metrics.retrieval import ranks_of_embeddings, recall_metrics
+from hf_vlp.metrics.vqa import vqa_accuracy, vqa_exact_match
 
 _INPUTS = """
 Args:
@@ -123,6 +129,125 @@ class SpiceMetric(_CaptionMetric):
     description = "SPICE through pycocoevalcap and Java; downloads a parser at its first use."
 
 
+_ANSWERS = """
+Args:
+    predictions: list of strings.
+    references: list with one list of human answers per prediction.
+    per_sample: add a list with one value per prediction as "<name>_per_sample". Default False.
+"""
+_VQA = """@inproceedings{goyal2017making,
+  title={Making the {V} in {VQA} Matter: Elevating the Role of Image Understanding in Visual Question Answering},
+  author={Goyal, Yash and Khot, Tejas and Summers-Stay, Douglas and Batra, Dhruv and Parikh, Devi},
+  booktitle={CVPR}, year={2017}
+}"""
+_NLVR2 = """@inproceedings{suhr2019corpus,
+  title={A Corpus for Reasoning about Natural Language Grounded in Photographs},
+  author={Suhr, Alane and Zhou, Stephanie and Zhang, Ally and Zhang, Iris and Bai, Huajun and Artzi, Yoav},
+  booktitle={ACL}, year={2019}
+}"""
+
+
+class VqaAccuracyMetric(evaluate.Metric):
+    """Official VQA accuracy, for questions with the answers of about ten annotators, see `vqa_accuracy`."""
+
+    name_of_score, function = "vqa_accuracy", staticmethod(vqa_accuracy)
+    description = (
+        "VQA accuracy: an answer counts fully when three other annotators of ten gave it. Official evaluation."
+    )
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.description,
+            citation=_VQA,
+            inputs_description=_ANSWERS,
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
+            ),
+        )
+
+    def _compute(self, predictions: list[str], references: list[list[str]], per_sample: bool = False) -> dict:
+        scores: dict = {self.name_of_score: self.function(predictions, references)}
+        if per_sample:
+            values = self.function(predictions, references, per_sample=True)
+            scores[f"{self.name_of_score}_per_sample"] = values.tolist()
+        return scores
+
+
+class VqaExactMatchMetric(VqaAccuracyMetric):
+    """Share of answers equal to one of their references after normalisation, see `vqa_exact_match`."""
+
+    name_of_score, function = "exact_match", staticmethod(vqa_exact_match)
+    description = "Share of answers equal to one of their references, normalised as the VQA evaluation does it."
+
+
+class Nlvr2Metric(evaluate.Metric):
+    """Accuracy and consistency, see `nlvr2_metrics`: predictions, references (0, 1 or bools) and `identifiers`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Accuracy and consistency of NLVR2: share of sentences right with all their pictures.",
+            citation=_NLVR2,
+            inputs_description="""
+Args:
+    predictions, references: lists of judgements, 0 and 1 or bools.
+    identifiers: list of strings `split-set-pair-sentence`.
+""",
+            features=datasets.Features(
+                {
+                    # A whole number would take 0.7 for 0.
+                    "predictions": datasets.Value("float32"),
+                    "references": datasets.Value("float32"),
+                    "identifiers": datasets.Value("string"),
+                }
+            ),
+        )
+
+    def _compute(self, predictions: list[float], references: list[float], identifiers: list[str]) -> dict:
+        return nlvr2_metrics(predictions, references, identifiers)
+
+
+class RetrievalRecallMetric(evaluate.Metric):
+    """Recall at k in both directions, see `recall_metrics`: one row per text, with its image.
+
+    Inputs `image_embeds`, `text_embeds` and `image_ids` (numbers or strings). An image with several texts is in
+    several rows; it is searched for once, with the embedding of its first row. `compute(ks=(1, 5, 10))` chooses.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Image-text retrieval: recall at k, median and mean rank in both directions, and their sum.",
+            citation="",
+            inputs_description="""
+Args:
+    image_embeds, text_embeds: list with one vector per text; that of its image and its own.
+    image_ids: list with the id of the image of each text.
+    ks: for which k. Default (1, 5, 10).
+""",
+            features=[
+                datasets.Features(
+                    {
+                        "image_embeds": datasets.Sequence(datasets.Value("float32")),
+                        "text_embeds": datasets.Sequence(datasets.Value("float32")),
+                        "image_ids": datasets.Value(kind),
+                    }
+                )
+                for kind in ("string", "int64")
+            ],
+        )
+
+    def _compute(
+        self,
+        image_embeds: list[list[float]],
+        text_embeds: list[list[float]],
+        image_ids: list[str] | list[int],
+        ks: Sequence[int] = (1, 5, 10),
+    ) -> dict:
+        first = {identity: row for row, identity in reversed(list(enumerate(image_ids)))}
+        images = torch.tensor([image_embeds[row] for row in first.values()])
+        ranks = ranks_of_embeddings(images, torch.tensor(text_embeds), image_ids, list(first))
+        return recall_metrics(ranks, ks)
+
+
 __all__ = [
     "BleuMetric",
     "CaptionMetrics",
@@ -130,6 +255,10 @@ __all__ = [
     "CiderMetric",
     "ExactMatchMetric",
     "MeteorMetric",
+    "Nlvr2Metric",
+    "RetrievalRecallMetric",
     "RougeLMetric",
     "SpiceMetric",
+    "VqaAccuracyMetric",
+    "VqaExactMatchMetric",
 ]

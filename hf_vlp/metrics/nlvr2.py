@@ -21,7 +21,7 @@ def _truth(value: Any, name: str) -> bool:
         truth = _WORDS.get(value.strip().lower())
     else:
         number = value.tolist() if hasattr(value, "tolist") else value  # a number of numpy or torch
-        truth = bool(number) if isinstance(number, int) and number in (0, 1) else None
+        truth = bool(number) if isinstance(number, int | float) and number in (0, 1) else None
     if truth is None:
         raise ValueError(f"`{name}` must be True or False, 1 or 0, 'True' or 'False'; got {value!r:.80}")
     return truth

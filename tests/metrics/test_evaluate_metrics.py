@@ -1,13 +1,20 @@
-"""The `evaluate.Metric` classes: made with no network, same numbers as the functions, batches, options, bad input."""
+"""The `evaluate.Metric` classes: made with no network, same numbers as the functions, batches, options, bad input.
+
+And that the package finds all its names, and imports nothing heavy before it is asked for.
+"""
 
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 
 import hf_vlp.metrics
 from hf_vlp.metrics import DocumentFrequencies, caption_metrics
+from hf_vlp.metrics.nlvr2 import nlvr2_metrics
+from hf_vlp.metrics.retrieval import ranks_of_embeddings, recall_metrics
+from hf_vlp.metrics.vqa import vqa_accuracy, vqa_exact_match
 
 PREDICTIONS = ["a dog runs", "It's a red ball!", "two cats"]
 REFERENCES = [["a dog is running", "the dog runs"], ["it's a red ball"], ["two cats sleep", "cats", "two small cats"]]
@@ -68,6 +75,66 @@ def test_options_reach_the_functions(tmp_path):
     assert {name: computed[name] for name in expected} == expected
     for name, values in single.items():
         np.testing.assert_array_equal(computed[f"{name}_per_sample"], values)
+
+
+ANSWERS = ["The dog", "two", "red"]
+HUMAN_ANSWERS = [["dog"] * 9 + ["cat"], ["3"] * 8 + ["2"] * 2, ["red"] * 10]
+
+
+@pytest.mark.parametrize(
+    "name, key, function",
+    [("VqaAccuracyMetric", "vqa_accuracy", vqa_accuracy), ("VqaExactMatchMetric", "exact_match", vqa_exact_match)],
+)
+def test_answers_are_scored_as_by_the_function(name, key, function, tmp_path):
+    metric = make(name, tmp_path)
+    metric.add_batch(predictions=ANSWERS[:1], references=HUMAN_ANSWERS[:1])
+    metric.add_batch(predictions=ANSWERS[1:], references=HUMAN_ANSWERS[1:])
+    single = function(ANSWERS, HUMAN_ANSWERS, per_sample=True).tolist()
+    assert metric.compute(per_sample=True) == {
+        key: function(ANSWERS, HUMAN_ANSWERS),
+        f"{key}_per_sample": single,
+    }
+
+
+@pytest.mark.parametrize("kind", [int, bool, torch.tensor, np.int64])
+def test_statements_are_scored_as_by_the_function(kind, tmp_path):
+    identifiers = ["dev-1-0-0", "dev-1-1-0", "dev-1-0-1"]
+    predictions, labels = [1, 0, 1], [1, 1, 1]
+    computed = make("Nlvr2Metric", tmp_path).compute(
+        predictions=[kind(value) for value in predictions],
+        references=[kind(value) for value in labels],
+        identifiers=identifiers,
+    )
+    assert computed == nlvr2_metrics(predictions, labels, identifiers)
+
+
+def test_probabilities_are_no_judgements(tmp_path):
+    with pytest.raises(ValueError, match=r"got 0\.75"):
+        make("Nlvr2Metric", tmp_path).compute(predictions=[0.75], references=[1], identifiers=["dev-1-0-0"])
+
+
+@pytest.mark.parametrize("ids", [[7, 5, 7, 6], ["b", "a", "b", "c"]])
+def test_retrieval_takes_one_row_per_text(ids, tmp_path):
+    texts = torch.randn(4, 3)
+    of_id = {identity: torch.randn(3) for identity in ids}
+    images = torch.stack([of_id[identity] for identity in ids])
+    metric = make("RetrievalRecallMetric", tmp_path)
+    metric.add_batch(image_embeds=images[:3].tolist(), text_embeds=texts[:3].numpy(), image_ids=ids[:3])
+    metric.add_batch(image_embeds=images[3:].tolist(), text_embeds=texts[3:].numpy(), image_ids=ids[3:])
+    expected = recall_metrics(ranks_of_embeddings(torch.stack(list(of_id.values())), texts, ids, list(of_id)), (1, 2))
+    assert metric.compute(ks=(1, 2)) == expected
+
+
+def test_names_are_found_in_the_package():
+    for name in hf_vlp.metrics.__all__:
+        found = getattr(hf_vlp.metrics, name)
+        assert name == "CAPTION_METRICS" or found.__name__ == name
+
+
+def test_the_package_imports_neither_torch_nor_evaluate():
+    code = "import sys, hf_vlp.metrics; assert not {'torch', 'evaluate', 'datasets'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_references_that_are_no_lists_are_refused(tmp_path):
