@@ -79,6 +79,7 @@ ARCHITECTURES = {
             "AutoModelForImageClassification": "VlmoForImageClassification",
         },
         image_processors={"pil": "MomeImageProcessorPil", "torchvision": "MomeImageProcessor"},
+        pipelines=("visual-question-answering",),
     ),
 }
 
