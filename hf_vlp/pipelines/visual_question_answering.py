@@ -38,26 +38,32 @@ class _Picture:
 
 
 class _Rows(Dataset):
-    """Dicts with `image` and `question`; those in a row that have the same picture share its tensors."""
+    """Dicts with `image` and `question`, or pictures that are each asked all `questions` in turn.
 
-    def __init__(self, rows: list):
-        self.rows = rows
-        self._last = None
+    Rows after each other that have the same picture share its tensors.
+    """
+
+    def __init__(self, items, questions: list | None = None):
+        self.items = items
+        self.questions = questions
+        self._place = self._item = None
+        self._picture = None
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.items) * (1 if self.questions is None else len(self.questions))
 
     def __getitem__(self, index):
-        row = self.rows[index]
+        place, which = divmod(index, 1 if self.questions is None else len(self.questions))
+        if place != self._place:  # an item of a dataset may be decoded anew each time that it is looked up
+            self._place, self._item = place, self.items[place]
+        row = self._item if self.questions is None else _join(self._item, self.questions[which])
         if isinstance(row, Mapping) and "image" in row:
-            source = row["image"]
+            source, last = row["image"], self._picture and self._picture.source
             # Only the last one is kept: with thousands of pictures their tensors would fill the memory.
-            if self._last is None or not (
-                source is self._last.source or (isinstance(source, str) and source == self._last.source)
-            ):
-                self._last = _Picture(source)
-            row = {**row, "image": self._last}
-        return Numbered(index, row)
+            if not (source is last or (isinstance(source, str) and source == last)):
+                self._picture = _Picture(source)
+            row = {**row, "image": self._picture}
+        return Numbered(place if len(self.items) > 1 else which, row)
 
 
 class VisualQuestionAnsweringPipeline(ImagePipeline):
@@ -153,7 +159,7 @@ class VisualQuestionAnsweringPipeline(ImagePipeline):
             raise ValueError("The visual-question-answering pipeline was called without a picture.")
         if question is None:
             if isinstance(image, (list, tuple)):
-                return list(super().__call__(_Rows(list(image)), **kwargs))
+                return list(super().__call__(_Rows(image), **kwargs))
             return super().__call__(image, **kwargs) if is_single(image) else self.call_many(image, **kwargs)
 
         if isinstance(question, str) or not isinstance(question, Iterable):
@@ -166,10 +172,9 @@ class VisualQuestionAnsweringPipeline(ImagePipeline):
             return super().__call__(_join(image, question), **kwargs)
         if len(questions) == 1 and not hasattr(image, "__len__"):
             return self.call_many((_join(picture, questions[0]) for picture in image), **kwargs)
-        pictures = [image[position] for position in range(len(image))] if hasattr(image, "__len__") else list(image)
+        pictures = image if hasattr(image, "__len__") and hasattr(image, "__getitem__") else list(image)
         # Picture by picture, so that each is read once; handed back question by question.
-        rows = [_join(picture, question) for picture in pictures for question in questions]
-        answers = list(super().__call__(_Rows(rows), **kwargs))
+        answers = list(super().__call__(_Rows(pictures, questions), **kwargs))
         return [answer for position in range(len(questions)) for answer in answers[position :: len(questions)]]
 
     def preprocess_one(self, inputs, padding=False, truncation=True, timeout=None):
