@@ -407,10 +407,10 @@ def convert_state_dict(
     """
     recognised = recognise_head(state_dict)
     head = head or ("masked_lm" if recognised == BEIT else recognised)
-    model = empty_model(config, head)
-    config = model.config  # NLVR2 models have a third type
+    if head == "nlvr2" and config.type_vocab_size < 3:
+        raise ValueError(f"NLVR2 models need type_vocab_size=3, one for each picture, not {config.type_vocab_size}.")
     prefix = "vlmo." if head == "base" else ""
-    shapes = {prefix + name: tensor.shape for name, tensor in model.state_dict().items()}
+    shapes = {prefix + name: tensor.shape for name, tensor in empty_model(config, head).state_dict().items()}
     source, dropped = dict(state_dict), {}
     if recognised == BEIT:
         source, dropped = beit_to_vlmo(state_dict, config.max_text_length_of_table)
