@@ -20,6 +20,8 @@ class Task:
     auto_class: Auto class of transformers that finds the head, if there is one.
     collator: class that makes batches, as `"module:name"`.
     collator_options: settings of `batches:` that its constructor takes, beside `bad_samples` and `seed`.
+    collator_labels: option of its constructor that takes `label2id` of the model's configuration.
+    drop_last: a batch of one record cannot be trained on: the last one of an epoch is left out.
     evaluate: function that measures records and the baselines, as `"module:name"`; called through
         `hf_vlp.evaluation.evaluate_model`.
     score: the metric that stands for the others, higher is better.
@@ -36,6 +38,8 @@ class Task:
     score: str
     auto_class: str | None = None
     collator_options: tuple[str, ...] = ()
+    collator_labels: str | None = None
+    drop_last: bool = False
     texts: tuple[str, ...] = ("captions", "text")
     labels: str | tuple[str, ...] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -47,7 +51,8 @@ class Task:
 
 
 _TEXT_OPTIONS = ("max_length", "pad_to_multiple_of")
-_MASKING_OPTIONS = ("mask_probability", "mask_whole_words", "mask_budget")
+_PADDING_OPTIONS = (*_TEXT_OPTIONS, "pad_to_max_length")
+_MASKING_OPTIONS = (*_TEXT_OPTIONS, "mask_probability", "whole_word", "mask_budget")
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -65,8 +70,9 @@ TASKS: dict[str, Task] = {
             name="pretraining",
             head="ForPreTraining",
             auto_class="AutoModelForPreTraining",
-            collator="hf_vlp.data.collators:PreTrainingCollator",
-            collator_options=(*_TEXT_OPTIONS, *_MASKING_OPTIONS, "augment"),
+            collator="hf_vlp.data.task_collators:PreTrainingCollator",
+            collator_options=(*_MASKING_OPTIONS, "augment"),
+            drop_last=True,
             evaluate="hf_vlp.evaluation_tasks:evaluate_pretraining",
             score="mean_recall",
         ),
@@ -74,8 +80,8 @@ TASKS: dict[str, Task] = {
             name="masked_language",
             head="ForMaskedLM",
             auto_class="AutoModelForMaskedLM",
-            collator="hf_vlp.data.collators:MaskedLanguageCollator",
-            collator_options=(*_TEXT_OPTIONS, *_MASKING_OPTIONS),
+            collator="hf_vlp.data.task_collators:MaskedLanguageCollator",
+            collator_options=_MASKING_OPTIONS,
             evaluate="hf_vlp.evaluation_tasks:evaluate_masked_language",
             score="mlm_accuracy",
         ),
@@ -83,8 +89,9 @@ TASKS: dict[str, Task] = {
             name="visual_question_answering",
             head="ForVisualQuestionAnswering",
             auto_class="AutoModelForVisualQuestionAnswering",
-            collator="hf_vlp.data.collators:QuestionCollator",
-            collator_options=(*_TEXT_OPTIONS, "augment"),
+            collator="hf_vlp.data.task_collators:QuestionCollator",
+            collator_options=(*_PADDING_OPTIONS, "normalize_answers", "augment"),
+            collator_labels="vocabulary",
             evaluate="hf_vlp.evaluation_tasks:evaluate_question_answering",
             score="exact_match",
             texts=("question",),
@@ -93,8 +100,9 @@ TASKS: dict[str, Task] = {
         Task(
             name="images_and_text_classification",
             head="ForImagesAndTextClassification",
-            collator="hf_vlp.data.collators:PairImagesCollator",
-            collator_options=(*_TEXT_OPTIONS, "augment"),
+            collator="hf_vlp.data.task_collators:PairImagesCollator",
+            collator_options=(*_PADDING_OPTIONS, "augment"),
+            collator_labels="label2id",
             evaluate="hf_vlp.evaluation_tasks:evaluate_image_pairs",
             score="accuracy",
             texts=("statement", "sentence", "text"),
@@ -105,8 +113,8 @@ TASKS: dict[str, Task] = {
             name="image_text_retrieval",
             head="ForImageTextRetrieval",
             auto_class="AutoModelForZeroShotImageClassification",
-            collator="hf_vlp.data.collators:ImageTextCollator",
-            collator_options=(*_TEXT_OPTIONS, "augment"),
+            collator="hf_vlp.data.task_collators:ImageTextCollator",
+            collator_options=(*_PADDING_OPTIONS, "augment"),
             evaluate="hf_vlp.evaluation_tasks:evaluate_retrieval",
             score="mean_recall",
         ),
@@ -114,8 +122,9 @@ TASKS: dict[str, Task] = {
             name="image_classification",
             head="ForImageClassification",
             auto_class="AutoModelForImageClassification",
-            collator="hf_vlp.data.collators:LabelCollator",
+            collator="hf_vlp.pretraining.labels:LabelCollator",
             collator_options=("augment",),
+            collator_labels="label2id",
             evaluate="hf_vlp.evaluation_tasks:evaluate_image_classification",
             score="accuracy",
             labels="classes",

@@ -17,6 +17,7 @@ import dataclasses
 import difflib
 import enum
 import inspect
+import itertools
 import os
 import re
 import types
@@ -81,6 +82,10 @@ class ModelArguments:
     )
     vocab_size: int = setting(2000, "Most tokens of a tokenizer that is trained from the texts (bytes: at least 257).")
     tokenizer_captions: int = setting(100_000, "Texts that a tokenizer is trained from, at most.")
+    answer_vocabulary: str | None = setting(
+        None, "JSON with the answers of a new question-answering head; default: those of the training records."
+    )
+    min_answer_count: int = setting(1, "Answers that are read from the training records occur so often at least.")
     image_processor: dict = field(
         default_factory=dict,
         metadata={
@@ -115,8 +120,17 @@ class ModelArguments:
 class BatchArguments:
     """How records become batches."""
 
-    max_length: int = setting(40, "Tokens of a caption at most, begin and end included; longer ones are cut.")
-    pad_to_multiple_of: int | None = setting(8, "Batches are padded to the longest caption, rounded up to this.")
+    max_length: int = setting(40, "Tokens of a text at most, begin and end included; longer ones are cut.")
+    pad_to_multiple_of: int | None = setting(8, "Batches are padded to the longest text, rounded up to this.")
+    pad_to_max_length: bool = setting(False, "Pad every batch to max_length, as the original VLMo does.")
+    mask_probability: float = setting(0.15, "Share of the word pieces that masked language modelling hides.")
+    whole_word: bool = setting(True, "Hide whole words, not single pieces.")
+    mask_budget: Literal["tokens", "padded_length"] = setting(
+        "tokens", "What the share is of: the pieces of a text, or (as in the original) its padded length."
+    )
+    normalize_answers: bool = setting(
+        True, "Normalise the annotators' answers before they are looked up; false is the original's quirk."
+    )
     captions_per_image: int | str = setting(
         1, "Captions drawn for each picture and batch; the picture is encoded once."
     )
@@ -201,7 +215,7 @@ class SelfCriticalArguments:
 
 @dataclass
 class EvaluationArguments:
-    """What is measured during training and at its end."""
+    """What is measured during training and at its end; `metrics`, `generation` are of captions."""
 
     metrics: list[str] = field(
         default_factory=lambda: ["cider_d", "bleu", "exact_match"],
@@ -211,18 +225,19 @@ class EvaluationArguments:
         default_factory=lambda: {"max_new_tokens": 20},
         metadata={"help": "Options of generate, such as num_beams, length_penalty."},
     )
-    batch_size: int = setting(32, "Pictures that are captioned together.")
+    batch_size: int = setting(32, "Records that are measured together.")
     split: str | None = setting("validation", "Split for the evaluations during training; null for none.")
     max_records: int | None = setting(1000, "Records of that split whose loss is measured during training.")
-    num_samples: int = setting(200, "Records of that split that are captioned at each evaluation; 0 for none.")
+    num_samples: int = setting(200, "Records of that split that are measured at each evaluation; 0 for none.")
     final_splits: list[str] = field(
         default_factory=lambda: ["validation"],
-        metadata={"help": "Splits that are captioned after training; an empty list for none."},
+        metadata={"help": "Splits that are measured after training; an empty list for none."},
     )
     final_max_records: int | None = setting(None, "Records of each of these splits at most.")
-    shuffled_pictures: bool = setting(True, "Score the same captions against the references of other pictures too.")
+    shuffled_pictures: bool = setting(True, "Score the model with the pictures of other records too.")
+    rerank: int = setting(0, "Retrieval: candidates of each query that the matching head scores again; 0 for none.")
     constant_candidates: int = setting(
-        200, "Training captions among which the best constant caption is searched; 0 for no such baseline."
+        200, "Training captions among which the best constant one is searched; 0 for no baselines from training data."
     )
 
 
@@ -333,6 +348,12 @@ def parse_arguments(
         own = _merge(_merge(settings, differences), overrides)
         own.setdefault("training", {})["output_dir"] = str(Path(run.training.output_dir) / stage["name"])
         run.all_stages.append(_build(own, stage["name"]))
+    for before, after in itertools.pairwise(run.all_stages):
+        if before.task != after.task and before.peft is not None and not before.peft.merge:
+            raise ValueError(
+                f"Stage {after.stage!r} trains another head than {before.stage!r}, whose adapters are not merged: set "
+                "peft.merge to true."
+            )
     return run
 
 
@@ -486,6 +507,8 @@ def _build(settings: dict, stage: str | None = None) -> RunArguments:
 def _check_run(run: RunArguments):
     if run.objective == "self_critical" and run.batches.captions_per_image != 1:
         raise ValueError("The self-critical objective draws its own captions: leave batches.captions_per_image at 1.")
+    if run.objective == "self_critical" and run.task != "captioning":
+        raise ValueError(f"The self-critical objective trains captioners: task={run.task!r} has model_loss only.")
     if run.peft is not None and run.model.freeze:
         raise ValueError("peft freezes the whole model: leave model.freeze empty.")
     if run.peft is not None and not run.peft.merge and run.model.model_name_or_path is None:
@@ -501,9 +524,7 @@ def _check_run(run: RunArguments):
     best = run.training.metric_for_best_model
     needs_captions = best is not None and best.removeprefix("eval_").split("_")[0] != "loss"
     if needs_captions and run.evaluation.num_samples == 0:
-        raise ValueError(
-            f"metric_for_best_model={best} is measured on captions: evaluation.num_samples must not be 0."
-        )
+        raise ValueError(f"metric_for_best_model={best} is measured on samples: evaluation.num_samples must not be 0.")
 
 
 def coerce(value: Any, hint: Any, name: str) -> Any:

@@ -13,10 +13,13 @@ from transformers.utils import logging
 
 from hf_vlp.auto import ARCHITECTURES
 from hf_vlp.data import tokenization
+from hf_vlp.data.answers import AnswerVocabulary, build_answer_vocabulary
 from hf_vlp.data.augment import AUGMENTATIONS
 from hf_vlp.data.collators import BadSamplePolicy
 from hf_vlp.describe import align
+from hf_vlp.evaluation_tasks import training_answers
 from hf_vlp.pretraining.arguments import ModelArguments, RunArguments
+from hf_vlp.pretraining.naming import plain_model
 from hf_vlp.tasks import TASKS, Task, get_task
 
 logger = logging.get_logger(__name__)
@@ -117,15 +120,9 @@ def _image_size_options(config: PreTrainedConfig) -> dict:
     return {"size": {"height": config.image_size, "width": config.image_size}}
 
 
-def build_model_and_processor(
-    settings: ModelArguments,
-    captions: Iterable[str],
-    *,
-    task: str | Task = "captioning",
-    labels: Sequence[str] | None = None,
-):
+def build_model_and_processor(settings: ModelArguments, texts: Iterable[str], *, task: str | Task = "captioning"):
     """The model and processor that a run starts from; see `start_model`."""
-    start = start_model(settings, captions, task=task, labels=labels)
+    start = start_model(settings, texts, task=task)
     return start.model, start.processor
 
 
@@ -134,7 +131,7 @@ def start_model(
     texts: Iterable[str],
     *,
     task: str | Task = "captioning",
-    labels: Sequence[str] | None = None,
+    find_labels: Callable[[], Sequence[str] | None] = lambda: None,
 ) -> Start:
     """The model and processor that a stage starts from, and what of it was taken from where.
 
@@ -142,7 +139,8 @@ def start_model(
         settings: where they come from: nothing, a checkpoint (of any head), existing parts, or a BEiT.
         texts: training texts, read only if a tokenizer is trained from them.
         task: chooses the head.
-        labels: names of the labels of a new head; a checkpoint that has this head keeps its own.
+        find_labels: gives the names of the labels of a new head, `None` for the configuration's; not called for a
+            checkpoint that has this head, which keeps its own.
 
     Raises ValueError for configurations that are impossible, checkpoints of another architecture, towers that do not
     fit, and architectures without a head for the task.
@@ -150,14 +148,14 @@ def start_model(
     task = get_task(task)
     model_class = get_model_class(settings.architecture, task)
     if settings.model_name_or_path:
-        return _start_from_checkpoint(settings, model_class, task, labels)
+        return _start_from_checkpoint(settings, model_class, task, find_labels)
     processor_class = ARCHITECTURES[settings.architecture].get(
         "processing", ARCHITECTURES[settings.architecture].processor
     )
     tokenizer = _make_tokenizer(settings, texts)
     if settings.vision_model_name_or_path:
         return _start_from_parts(settings, model_class, processor_class, tokenizer)
-    values = {**_head_values(settings.architecture, task, labels), **settings.config}
+    values = {**_head_values(settings.architecture, task, find_labels()), **settings.config}
     if "text_config" in getattr(ARCHITECTURES[settings.architecture].get_config(), "sub_configs", {}):
         tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
         tokens["pad_token_id"] = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -189,12 +187,12 @@ def _head_values(architecture: str, task: Task, labels: Sequence[str] | None) ->
     return values
 
 
-def _start_from_checkpoint(settings: ModelArguments, model_class: type, task: Task, labels) -> Start:
+def _start_from_checkpoint(settings: ModelArguments, model_class: type, task: Task, find_labels: Callable) -> Start:
     path = settings.model_name_or_path
     config = check_architecture(path, settings.architecture)
     check_config_keys(type(config), settings.config)
     has_same_head = model_class.__name__ in (config.architectures or ())
-    values = {} if has_same_head else _head_values(settings.architecture, task, labels)
+    values = {} if has_same_head else _head_values(settings.architecture, task, find_labels())
     config = AutoConfig.from_pretrained(path, **{**values, **settings.config})
     options = {}
     if settings.attn_implementation:
@@ -332,9 +330,31 @@ def freeze_towers(model, towers: Sequence[str]) -> None:
 
 
 def find_labels(run: RunArguments, records) -> list[str] | None:
-    """The labels of a new head for the task of a run, read from its training records where the task says so."""
+    """The labels of a new head for the task of a run, read from its training records where the task says so.
+
+    Answers are normalised and numbered by first appearance (`build_answer_vocabulary`), unless
+    `model.answer_vocabulary` names a file. Classes are numbered as the data number them, named ones by alphabet.
+    """
     labels = get_task(run.task).labels
-    return list(labels) if isinstance(labels, tuple) else None
+    if isinstance(labels, tuple):
+        return list(labels)
+    if labels == "answers":
+        if run.model.answer_vocabulary:
+            return list(AnswerVocabulary.load(run.model.answer_vocabulary))
+        annotations = (
+            {"question_id": index, "multiple_choice_answer": answer}
+            for index, (_, answer) in enumerate(training_answers(records))
+        )
+        return list(build_answer_vocabulary(annotations, run.model.min_answer_count))
+    if labels == "classes":
+        feature = (getattr(records, "features", None) or {}).get("label")
+        if getattr(feature, "names", None):
+            return list(feature.names)
+        found = {record["label"] for record in _only_columns(records, ("label",))}
+        if all(isinstance(label, str) for label in found):
+            return sorted(found)
+        return [str(label) for label in range(max(map(int, found)) + 1)]
+    return None
 
 
 def iterate_captions(records) -> Iterator[str]:
@@ -388,10 +408,11 @@ def make_augmentation(settings: dict | None) -> Callable | None:
         raise ValueError(f"batches.augment.{name}: {error}") from error
 
 
-def make_collator(run: RunArguments, processor, collator_class: type | None = None, *, training: bool = False):
+def make_collator(run: RunArguments, processor, model, collator_class: type | None = None, *, training: bool = False):
     """A collator with the settings of `batches:` and its own counts of bad samples.
 
     Args:
+        model: gives the labels of its head.
         collator_class: by default that of the task.
         training: for training: with augmentation.
     """
@@ -401,6 +422,8 @@ def make_collator(run: RunArguments, processor, collator_class: type | None = No
         raise ValueError(f"batches.captions_per_image={batches.captions_per_image!r} is neither a number nor 'all'.")
     if "augment" in task.collator_options and training:
         options["augment"] = make_augmentation(batches.augment)
+    if task.collator_labels:
+        options[task.collator_labels] = dict(plain_model(model).config.label2id)
     policy = BadSamplePolicy(
         batches.bad_samples,
         max_in_a_row=batches.max_bad_in_a_row,

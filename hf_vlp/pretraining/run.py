@@ -136,8 +136,12 @@ def train_stage(stage: RunArguments, model=None, processor=None, *, show: Callab
     records = load_records(stage.data, "train")
     start = None
     if model is None:
-        labels = find_labels(stage, records)
-        start = start_model(stage.model, iterate_texts(records, stage.task), task=stage.task, labels=labels)
+        start = start_model(
+            stage.model,
+            iterate_texts(records, stage.task),
+            task=stage.task,
+            find_labels=lambda: find_labels(stage, records),
+        )
         model, processor = start.model, start.processor
     check_lengths(stage, model)
     use_cache = getattr(model.config, "use_cache", None)
@@ -148,6 +152,8 @@ def train_stage(stage: RunArguments, model=None, processor=None, *, show: Callab
         options = dataclasses.asdict(stage.peft)
         options.pop("merge")
         model = apply_lora(model, **options)
+    if get_task(stage.task).drop_last:
+        stage.training.dataloader_drop_last = True
     trainer = make_trainer(stage, model, processor, records, show=show)
     outcome = trainer.train(resume_from_checkpoint=find_checkpoint(stage, show))
     if use_cache is not None:
@@ -204,17 +210,17 @@ def make_trainer(stage: RunArguments, model, processor, records, *, show=logger.
         "eval_dataset": eval_records,
         "processing_class": processor,
         "callbacks": callbacks,
-        "eval_collator": make_collator(stage, processor),
+        "eval_collator": make_collator(stage, processor, model),
     }
     if stage.objective == "self_critical":
         trainer = SelfCriticalTrainer(
-            data_collator=make_collator(stage, processor, SelfCriticalCollator, training=True),
+            data_collator=make_collator(stage, processor, model, SelfCriticalCollator, training=True),
             scorer=make_scorer(stage, records, end_token=processor.tokenizer.eos_token),
             settings=stage.self_critical,
             **options,
         )
     else:
-        trainer = VlpTrainer(data_collator=make_collator(stage, processor, training=True), **options)
+        trainer = VlpTrainer(data_collator=make_collator(stage, processor, model, training=True), **options)
     if scoring is not None:
         scoring.trainer = trainer
     trainer.eval_collator.set_epoch(0)  # the same draws at every evaluation

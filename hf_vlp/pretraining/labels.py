@@ -1,0 +1,33 @@
+"""Batches of labelled pictures."""
+
+from typing import Any
+
+import torch
+from PIL import Image
+
+from hf_vlp.data.task_collators import PairImagesCollator
+
+
+class LabelCollator(PairImagesCollator):
+    """Pictures with one label each: `pixel_values` (rows, 3, H, W), `labels` (rows,).
+
+    A record has `image` and `label`, a class number or a name. A picture or a label that is bad leaves the batch and
+    is counted, as in all collators; a batch without any good record is one white picture with the label -100.
+
+    Args:
+        label2id: of the model's configuration.
+        options: `bad_samples`, `seed`, `augment`, `max_pixels`, `size_hint`; see `CaptionCollator`.
+    """
+
+    def __init__(self, processor, **options):
+        super().__init__(processor, num_images=1, **options)
+
+    def _texts(self, record: dict[str, Any], columns=()) -> list[str]:
+        return [""]  # there is none to be missed
+
+    def _batch(self, rows) -> dict[str, torch.Tensor]:
+        pictures: list[Image.Image] = [row.images[0] for row in rows]
+        return {"pixel_values": self._pixel_values(pictures), "labels": torch.tensor([row.target for row in rows])}
+
+
+__all__ = ["LabelCollator"]
