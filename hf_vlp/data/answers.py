@@ -203,10 +203,12 @@ def soft_scores(
     """Labels and scores of one question; both lists are empty when the vocabulary has none of its answers.
 
     answers: the annotators' answers as they wrote them.
-    normalize_raw_answers: False looks them up as they are, which is the original's quirk.
+    normalize_raw_answers: answers that the vocabulary does not have are looked up in their normalised form; False
+        does without, which is the original's quirk.
     """
     if normalize_raw_answers:
-        answers = [normalize_answer(answer) for answer in answers]
+        # Vocabularies that were not made here may hold forms that normalisation changes, such as "t-shirt".
+        answers = [answer if answer in vocabulary else normalize_answer(answer) for answer in answers]
     counts = Counter(answers)
     known = [answer for answer in counts if answer in vocabulary]
     scores = [1.0 if len(answers) == 1 else soft_score(counts[answer]) for answer in known]

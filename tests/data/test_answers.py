@@ -64,6 +64,11 @@ def test_raw_answers_are_normalised_unless_asked_not_to():
     assert soft_scores(answers, vocabulary, normalize_raw_answers=False) == ([0], [0.3])
 
 
+def test_answers_that_the_vocabulary_has_are_taken_as_they_are():
+    vocabulary = AnswerVocabulary(["t-shirt", "2"])
+    assert soft_scores(["t-shirt", "two", "T-Shirt"], vocabulary) == ([0, 1], [0.3, 0.3])
+
+
 def test_an_only_answer_is_certain():
     assert soft_scores(["yes"], AnswerVocabulary(["yes"])) == ([0], [1.0])
 
