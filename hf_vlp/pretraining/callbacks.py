@@ -91,7 +91,7 @@ class EvaluationCallback(TrainerCallback):
         self.trainer = None  # set by the caller: scores are logged through it
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
-        from hf_vlp.evaluation import evaluate_model
+        from hf_vlp.evaluation import evaluate_model, is_score
 
         path = None
         if self.predictions_dir is not None:
@@ -99,9 +99,9 @@ class EvaluationCallback(TrainerCallback):
         options = {"progress": False, **self.options}
         with self.trainer.off_the_clock():
             scores = evaluate_model(model, self.processor, self.records, self.task, predictions_path=path, **options)
-        uninteresting = {name for name in scores if name in ("pictures", "samples") or name.endswith("_per_second")}
-        uninteresting |= {name for name in scores if name.startswith("skipped_") and not scores[name]}
-        logs = {f"eval_{name}": value for name, value in scores.items() if name not in uninteresting}
+        # No baselines: they stay the same from one evaluation to the next.
+        kept = {name for name, value in scores.items() if is_score(name) or (name.startswith("skipped_") and value)}
+        logs = {f"eval_{name}": value for name, value in scores.items() if name in kept}
         metrics.update(logs)
         self.trainer.log(logs)
 

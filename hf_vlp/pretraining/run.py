@@ -194,6 +194,8 @@ def make_trainer(stage: RunArguments, model, processor, records, *, show=logger.
     if str(training.eval_strategy) not in ("no", "IntervalStrategy.NO"):
         eval_split = load_records(stage.data, evaluation.split)
         eval_records = first_records(eval_split, evaluation.max_records)
+        if get_task(stage.task).drop_last and len(eval_records) % training.eval_batch_size == 1:
+            eval_records = first_records(eval_records, len(eval_records) - 1)  # a record alone has no negative
         if evaluation.num_samples > 0:
             scoring = EvaluationCallback(
                 processor,

@@ -130,13 +130,14 @@ class VlpTrainer(Trainer):
         return self._stream_loader
 
     def get_eval_dataloader(self, eval_dataset=None):
-        # Stock: one collator for both, so that bad samples of both are counted as one and captions change by epoch.
-        collator = self.data_collator
+        # Stock: one collator for both, so that bad samples of both are counted as one and captions change by epoch;
+        # and `dataloader_drop_last`, meant for training, leaves records out of the evaluation as well.
+        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
         try:
-            self.data_collator = self.eval_collator or collator
+            self.data_collator, self.args.dataloader_drop_last = self.eval_collator or collator, False
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.data_collator = collator
+            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
 
     def _get_num_items_in_batch(self, batch_samples, device):
         # Stock: a batch whose pictures are all bad has no token, and its loss would be 0 / 0.
