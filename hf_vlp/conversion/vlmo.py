@@ -9,16 +9,22 @@ Mixture-of-Modality-Experts" (https://arxiv.org/abs/2111.02358), and of BEiT, fr
 """
 
 import copy
+import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from hf_vlp.conversion.report import enumerate_names
+from hf_vlp.conversion.checks import check_finite_outputs, compare_outputs
+from hf_vlp.conversion.report import FILE_NAME, ConversionReport, describe_source, enumerate_names
+from hf_vlp.conversion.safe_load import load_checkpoint
+from hf_vlp.hub.cards import make_card
+from hf_vlp.hub.export import save_repository, staged_directory
 from hf_vlp.models.mome.configuration_vlmo import PUBLISHED_SIZES, VlmoConfig
 from hf_vlp.models.mome.mome import (
     make_image_position_index,
@@ -38,6 +44,7 @@ HEADS = {
     "base": "VlmoModel",
     "image_classification": "VlmoForImageClassification",
 }
+SIZES = tuple(PUBLISHED_SIZES)
 BEIT = "beit"
 
 _TABLE = "relative_position_bias_table"
@@ -197,11 +204,8 @@ def recognise_head(state_dict: Mapping[str, torch.Tensor]) -> str:
 def published_size(config: Mapping[str, Any]) -> str | None:
     """Name of the published size that these fields of a configuration have, or `None`."""
     names = ("hidden_size", "num_hidden_layers", "intermediate_size")
-    defaults = VlmoConfig()
-    for size, overrides in PUBLISHED_SIZES.items():
-        if all(config[name] == overrides.get(name, getattr(defaults, name)) for name in names):
-            return size
-    return None
+    fitting = (size for size in PUBLISHED_SIZES if all(config[name] == _published(size, name) for name in names))
+    return next(fitting, None)
 
 
 class InferredConfig(NamedTuple):
@@ -248,9 +252,7 @@ def infer_config(state_dict: Mapping[str, torch.Tensor], **known: Any) -> Inferr
         heads = columns // config["num_hidden_layers"]
     else:
         window = math.isqrt(_shape(state_dict, _POSITIONS)[1] - 1)
-        heads = (
-            None if size is None else PUBLISHED_SIZES[size].get("num_attention_heads", _default("num_attention_heads"))
-        )
+        heads = None if size is None else _published(size, "num_attention_heads")
     config["image_size"] = window * config["patch_size"]
     config["num_attention_heads"] = known.get("num_attention_heads", heads)
     if config["num_attention_heads"] is None:
@@ -281,6 +283,10 @@ def infer_config(state_dict: Mapping[str, torch.Tensor], **known: Any) -> Inferr
 
 def _default(name: str) -> Any:
     return getattr(VlmoConfig(), name)
+
+
+def _published(size: str, name: str) -> Any:
+    return PUBLISHED_SIZES[size].get(name, _default(name))
 
 
 def _shape(state_dict: Mapping[str, torch.Tensor], name: str) -> torch.Size:
@@ -323,7 +329,7 @@ def _first_vl_block(state_dict: Mapping[str, torch.Tensor], num_layers: int, hea
     if not with_expert and head in (BEIT, "masked_lm", "base"):
         return num_layers
     if size is not None:  # known better than the file can tell when it lacks an expert
-        return PUBLISHED_SIZES[size].get("vl_expert_start_layer", _default("vl_expert_start_layer"))
+        return _published(size, "vl_expert_start_layer")
     if not with_expert:
         raise ValueError(
             f"No block has a vision-language expert (transformer.blocks.*.mlp_vl, norm2_vl), as {HEADS[head]} has in "
@@ -624,6 +630,276 @@ def read_run_settings(settings: Mapping[str, Any]) -> dict[str, int]:
     return known
 
 
+# Names in recordings of the original -> ours, where they differ.
+_INPUT_NAMES = {"mlm_labels": "labels", "targets": "labels"}
+_OUTPUT_NAMES = {
+    "image_features": "image_embeds",
+    "text_features": "text_embeds",
+    "image_vl_features": "image_vl_embeds",
+    "text_vl_features": "text_vl_embeds",
+    "itc_logits_per_image": "logits_per_image",
+    "itc_logits_per_text": "logits_per_text",
+    "itc_vl_logits_per_image": "vl_logits_per_image",
+    "mlm_loss": "losses.mlm",
+    "itc_loss": "losses.itc",
+    "itm_loss": "losses.itm",
+    "total_loss": "loss",
+}
+
+
+def convert(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    head: str | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
+    size: str | None = None,
+    vocab: str | Path | None = None,
+    labels: str | Path | None = None,
+    parity: tuple[str | Path, str | Path] | None = None,
+    tolerance: float = 1e-4,
+    push_to_hub: str | None = None,
+) -> ConversionReport:
+    """Make a repository of ours from a file of the original.
+
+    Everything is checked before anything is written: no tensor left over, strict loading, every tensor the same bit
+    for bit after the way back, finite outputs on random input, and recorded outputs with `parity`. The repository with
+    weights, code, processor, card and `conversion_report.json` appears whole or not at all.
+
+    Args:
+        checkpoint: .pt, .pth, .ckpt or .safetensors, of VLMo or BEiT, see `load_checkpoint`. Half precision becomes
+            float32.
+        head: key in `HEADS`; by default the one that the file shows. Another one starts a further stage, see
+            `convert_state_dict`.
+        config: fields of `VlmoConfig`, or a JSON file with them: what the tensors cannot tell, and what shall differ
+            from the file (`image_size`, `max_text_length`, rates of dropout, ...).
+        size: key in `PUBLISHED_SIZES` that the file must have.
+        vocab: the vocabulary of the tokenizer, a WordPiece to a line; without it the processor has no tokenizer.
+        labels: names of the classes in order: a line each, or JSON as a list or {name: number} or {number: name}.
+        parity: safetensors files with inputs and outputs of the original, see `compare_outputs`.
+        tolerance: of `parity`.
+        push_to_hub: id to which the repository is uploaded.
+
+    Raises ValueError or OSError with the reason; what was in `output` before then still is.
+    """
+    loaded = load_checkpoint(checkpoint, float32=True)
+    fields = _read_fields(config)
+    inferred = infer_config(loaded.state_dict, **{**read_run_settings(loaded.settings), **fields})
+    if size is not None and inferred.size != size:
+        found = {name: inferred.config[name] for name in ("hidden_size", "num_hidden_layers", "intermediate_size")}
+        raise ValueError(f"The file is not of the size {size!r}, but {inferred.size or 'unpublished'}: {found}.")
+    head = head or ("masked_lm" if inferred.head == BEIT else inferred.head)
+    starts = head != inferred.head
+    wanted = {**inferred.config, **(_fields_of_next_stage(inferred, head) if starts else {}), **fields}
+    names = _read_labels(labels)
+    if names is None and head == "nlvr2":
+        names = ["False", "True"]
+    if names is not None:
+        if not starts and len(names) != wanted.get("num_labels", len(names)):
+            raise ValueError(f"{labels or head} names {len(names)} classes, the file has {wanted['num_labels']}.")
+        wanted["id2label"] = dict(enumerate(names))
+        wanted["label2id"] = {name: index for index, name in enumerate(names)}
+        wanted.pop("num_labels", None)
+    model_config = VlmoConfig(**wanted)
+    result = convert_state_dict(loaded.state_dict, model_config, head)
+    broken = [name for name, value in result.state_dict.items() if not torch.isfinite(value).all()]
+    if broken:
+        originals = [original_name(name, head) for name in broken]
+        raise ValueError(f"The file holds NaN or infinite values: {enumerate_names(originals)}. It is damaged.")
+    checks = [f"{check_round_trip(result, model_config)} tensors converted back, equal bit for bit"]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # new parameters are the same in every conversion
+        model = model_class(head)(model_config)
+    fresh = {name: tensor for name, tensor in model.state_dict().items() if name in result.new}
+    model.load_state_dict({**result.state_dict, **fresh}, strict=True)
+    checks.append("strict loading into the model")
+    checks.append(check_finite_outputs(model, _random_inputs(model, head)))
+    if parity is not None:
+        of_stage_2 = head == "masked_lm"
+        line = compare_outputs(
+            model,
+            *map(Path, parity),
+            tolerance=tolerance,
+            input_names=_INPUT_NAMES | ({"mlm_input_ids": "input_ids"} if of_stage_2 else {}),
+            output_names=_OUTPUT_NAMES | ({"mlm_logits": "logits", "mlm_loss": "loss"} if of_stage_2 else {}),
+            drop_inputs=("input_ids",) if of_stage_2 else (),
+        )
+        checks.append(line)
+    processor, notes = _make_processor(model_config, vocab)
+    if result.new:
+        notes.append("New parameters have initial values (of seed 0): train the model before it is used.")
+    report = ConversionReport(
+        architecture="vlmo",
+        head=head,
+        recognised_as=inferred.head,
+        model_class=HEADS[head],
+        source=describe_source(loaded),
+        size=inferred.size or "other",
+        config={name: value for name, value in wanted.items() if name not in ("id2label", "label2id")},
+        tensors_read=len(loaded.state_dict),
+        tensors_written=len(model.state_dict()),
+        dropped=result.dropped,
+        resized=result.resized,
+        new=result.new,
+        checks=checks,
+        notes=notes,
+    )
+    description = (
+        f"Converted from the original file `{loaded.path.name}` (SHA-256 `{loaded.sha256}`); see "
+        f"`{FILE_NAME}` for what was read, dropped and checked."
+    )
+    save_repository(
+        output,
+        model=model,
+        processor=processor,
+        card=make_card(model, description=description),
+        extra_files={FILE_NAME: report.to_dict()},
+    )
+    if push_to_hub is not None:
+        from hf_vlp.hub.push import push_repository
+
+        report.notes.append(f"Pushed to {push_repository(output, push_to_hub)}.")
+    return report
+
+
+def convert_back(repository: str | Path, output: str | Path) -> Path:
+    """Write a saved model of ours as a flat file in the layout of the published ones, index tables included.
+
+    Args:
+        repository: folder or Hub id of a model with a head of the original.
+        output: .pt or .safetensors; an existing file is replaced once the new one is whole.
+
+    Raises ValueError for models that the original has no layout for.
+    """
+    output = Path(output)
+    if output.suffix not in (".pt", ".pth", ".ckpt", ".safetensors"):
+        raise ValueError(f"{output} must end in .pt, .pth, .ckpt or .safetensors: it becomes one file.")
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; name the file that is to be written.")
+    config = VlmoConfig.from_pretrained(repository)
+    classes = {name: head for head, name in HEADS.items() if head != "image_classification"}
+    head = next((classes[name] for name in config.architectures or [] if name in classes), None)
+    if head is None:
+        raise ValueError(
+            f"{repository} holds {config.architectures}, for which the original has no layout. Known: "
+            f"{', '.join(classes)}."
+        )
+    model, info = model_class(head).from_pretrained(repository, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"{repository} lacks weights: {enumerate_names(sorted(info['missing_keys']))}.")
+    reverted = revert_state_dict(model.state_dict(), model.config, head, index_tables=True)
+    reverted = {name: tensor.detach().contiguous() for name, tensor in reverted.items()}
+    with staged_directory(output.absolute().parent) as staging:
+        if output.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(reverted, staging / output.name)
+        else:
+            torch.save(reverted, staging / output.name)
+    return output
+
+
+def _read_fields(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Fields of `VlmoConfig` that were given, alone or in a JSON file; raises ValueError for unknown ones."""
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        config = _read_json(config)
+        if not isinstance(config, Mapping):
+            raise ValueError("The configuration must be a JSON object {field: value}.")
+    known = set(VlmoConfig().to_dict()) | {"num_labels"}
+    if unknown := sorted(set(config) - known):
+        raise ValueError(f"VlmoConfig has no field {enumerate_names(unknown)}.")
+    return dict(config)
+
+
+def _read_json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}).") from error
+
+
+def _read_labels(path: str | Path | None) -> list[str] | None:
+    """Names of classes in order from a text or JSON file; raises ValueError when numbers are not 0, 1, 2, ..."""
+    if path is None:
+        return None
+    if Path(path).suffix != ".json":
+        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    content = _read_json(path)
+    if isinstance(content, list) and all(isinstance(name, str) for name in content):
+        return content
+    if isinstance(content, Mapping):
+        if all(isinstance(value, int) for value in content.values()):
+            content = {value: name for name, value in content.items()}
+        by_number = {int(key): name for key, name in content.items() if str(key).isdigit()}
+        if len(by_number) == len(content) and sorted(by_number) == list(range(len(by_number))):
+            return [str(by_number[index]) for index in range(len(by_number))]
+    raise ValueError(f"{path} must be a list of names, {{name: number}} or {{number: name}} with numbers from 0 on.")
+
+
+def _fields_of_next_stage(inferred: InferredConfig, head: str) -> dict[str, Any]:
+    """What differs from the file when it starts another stage, as in the original's recipes."""
+    fields: dict[str, Any] = {}
+    if inferred.head in (BEIT, "masked_lm") and head not in ("masked_lm", "base"):
+        fields["max_text_length"] = min(_default("max_text_length"), inferred.config["max_text_length"])
+        if inferred.size is None:
+            raise ValueError(
+                f"Starting {head} from {inferred.head} adds vision-language experts. Give vl_expert_start_layer, the "
+                "first block with one (on the command line in the file of --config)."
+            )
+        fields["vl_expert_start_layer"] = _published(inferred.size, "vl_expert_start_layer")
+    if head == "nlvr2":
+        fields["type_vocab_size"] = 3
+    if head == "retrieval":
+        fields["use_matching_head"] = inferred.head == "pretraining"
+    return fields
+
+
+def _random_inputs(model, head: str) -> dict[str, torch.Tensor]:
+    """A batch of two for each model class, the same in every run."""
+    config = model.config
+    generator = torch.Generator().manual_seed(0)
+    length = min(8, config.max_text_length)
+    picture = (config.num_channels, config.image_size, config.image_size)
+    pixels = torch.randn(2, *picture, generator=generator)
+    ids = torch.randint(config.vocab_size, (2, length), generator=generator)
+    inputs = {"pixel_values": pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if head == "masked_lm":
+        del inputs["pixel_values"]
+    elif head == "image_classification":
+        inputs = {"pixel_values": pixels}
+    elif head == "nlvr2":
+        inputs = {"pixel_values": pixels[None], "input_ids": ids[:1], "attention_mask": torch.ones_like(ids[:1])}
+    elif head == "pretraining":
+        swapped = torch.tensor((1, 0))
+        inputs |= {"mlm_input_ids": ids, "labels": ids}
+        inputs |= {"itm_negative_image_index": swapped, "itm_negative_text_index": swapped}
+    return inputs
+
+
+def _make_processor(config: VlmoConfig, vocab: str | Path | None):
+    """The processor of a model, or its image processor alone without a vocabulary, and notes for the report."""
+    from hf_vlp.models.mome.processing_mome import MomeImageProcessor, MomeProcessor
+
+    image_processor = MomeImageProcessor(size={"height": config.image_size, "width": config.image_size})
+    if vocab is None:
+        return image_processor, [
+            "No vocabulary was given, so the repository has no tokenizer. Convert again with vocab (--vocab), the "
+            "file vocab.txt of bert-base-uncased for the published files."
+        ]
+    from transformers import BertTokenizer
+
+    vocab = Path(vocab)
+    if not vocab.is_file():
+        raise FileNotFoundError(f"There is no vocabulary {vocab}.")
+    tokenizer = BertTokenizer(vocab=str(vocab), do_lower_case=True, model_max_length=config.max_text_length)
+    if len(tokenizer) != config.vocab_size:
+        raise ValueError(f"{vocab} has {len(tokenizer)} entries, the model's vocabulary {config.vocab_size}.")
+    return MomeProcessor(image_processor, tokenizer), []
+
+
 __all__ = [
     "BEIT_RULES",
     "HEADS",
@@ -633,6 +909,8 @@ __all__ = [
     "Rule",
     "beit_to_vlmo",
     "check_round_trip",
+    "convert",
+    "convert_back",
     "convert_state_dict",
     "empty_model",
     "infer_config",
