@@ -27,6 +27,59 @@ _METRIC_NAMES = {
     "meteor": ("meteor", "METEOR"),
     "spice": ("spice", "SPICE"),
     "exact_match": ("exact_match", "Exact match"),
+    "vqa_accuracy": ("accuracy", "VQA accuracy"),
+    "accuracy": ("accuracy", "Accuracy"),
+    "consistency": ("accuracy", "Consistency"),
+    "mlm_accuracy": ("accuracy", "Accuracy on masked words"),
+    "mean_recall": ("recall", "Mean recall"),
+} | {
+    f"{direction}_recall_at_{k}": ("recall", f"{name} R@{k}")
+    for direction, name in (("image_to_text", "Image to text"), ("text_to_image", "Text to image"))
+    for k in (1, 5, 10)
+}
+
+
+@dataclass(frozen=True)
+class CardTask:
+    """What the card of a model says of the task that its class does.
+
+    usage: examples, `model_cards/usage/<usage>.md`; also what the data of an architecture calls the task.
+    name: of the task, in the metadata.
+    pipeline_tag: of the Hub; `None` where none of its tasks is the model's.
+    metrics: of the Hub, until something was measured.
+    tags: beside those of the architecture.
+    """
+
+    usage: str
+    name: str
+    pipeline_tag: str | None
+    metrics: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+# End of the name of a model class -> its task.
+CARD_TASKS = {
+    "ForConditionalGeneration": CardTask(
+        "captioning", "Image captioning", "image-to-text", ("bleu", "rouge", "cider"), ("image-captioning",)
+    ),
+    "ForVisualQuestionAnswering": CardTask(
+        "visual-question-answering", "Visual question answering", "visual-question-answering", ("accuracy",)
+    ),
+    "ForImagesAndTextClassification": CardTask(
+        "image-pairs", "Statements about two pictures", None, ("accuracy",), ("nlvr2", "visual-reasoning")
+    ),
+    "ForImageTextRetrieval": CardTask(
+        "retrieval", "Image-text retrieval", "zero-shot-image-classification", ("recall",), ("image-text-retrieval",)
+    ),
+    "ForImageClassification": CardTask(
+        "image-classification", "Image classification", "image-classification", ("accuracy",)
+    ),
+    "ForMaskedLM": CardTask("masked-language", "Masked language modelling", "fill-mask", ("accuracy",)),
+    "ForPreTraining": CardTask(
+        "pre-training", "Pre-training", "zero-shot-image-classification", ("recall",), ("image-text-retrieval",)
+    ),
+    # Base models, if the data of their architecture say so.
+    "FeatureExtractor": CardTask("features", "Features of pictures and texts", "image-feature-extraction"),
 }
 
 
@@ -76,6 +129,64 @@ def load_card_data(model_type: str) -> dict[str, Any]:
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
+def published_checkpoints() -> list[str]:
+    """Names of the files that authors published and that there is card data for, without their endings."""
+    return sorted(path.stem for path in (_CARDS / "published").glob("*.yaml"))
+
+
+@cache
+def load_checkpoint_data(name: str) -> dict[str, Any]:
+    """What is known of a published file: its few lines in `model_cards/published`, and what its stage has seen.
+
+    Raises ValueError for a name that is not among `published_checkpoints()`.
+    """
+    if name not in published_checkpoints():
+        raise ValueError(f"{name!r} is no published checkpoint: choose from {', '.join(published_checkpoints())}.")
+    own = yaml.safe_load((_CARDS / "published" / f"{name}.yaml").read_text(encoding="utf-8"))
+    published = load_card_data(own["model_type"])["published"]
+    stage = published["stages"][own["stage"]]
+    saw, datasets = [], []
+    before = stage
+    while before is not None:
+        saw.insert(0, before["saw"])
+        datasets = [*before["datasets"], *datasets]
+        before = published["stages"].get(before.get("after"))
+    return {
+        **published,
+        **own,
+        "file": f"{name}.pt",
+        "what": stage["what"],
+        "columns": stage.get("columns"),
+        "saw": "; ".join(saw),
+        "datasets": list(dict.fromkeys(datasets)),
+    }
+
+
+def find_card_task(model) -> CardTask:
+    """The task of a model class, or of the class that it is derived from; for base models that of the architecture."""
+    names = [base.__name__ for base in type(model).__mro__]
+    for end, task in CARD_TASKS.items():
+        if any(name.endswith(end) for name in names):
+            return task
+    usage = load_card_data(model.config.model_type)["base_model_task"]
+    return next(task for task in CARD_TASKS.values() if task.usage == usage)
+
+
+def make_published_card(name: str, *, model_id: str | None = None) -> ModelCard:
+    """The card of a converted published checkpoint, made without its weights."""
+    import torch
+
+    from hf_vlp.auto import ARCHITECTURES
+
+    data = load_checkpoint_data(name)
+    architecture = ARCHITECTURES[data["model_type"]]
+    size = architecture.get("configuration", "PUBLISHED_SIZES")[data["size"]]
+    config = architecture.get_config()(**{**size, **data["config"]})
+    with torch.device("meta"):
+        model = architecture.get("modeling", data["model_class"])(config)
+    return make_card(model, checkpoint=name, model_id=model_id)
+
+
 def make_card(
     model,
     *,
@@ -87,6 +198,7 @@ def make_card(
     base_models: Sequence[str] = (),
     datasets: Sequence[str] = (),
     languages: Sequence[str] | None = None,
+    checkpoint: str | None = None,
 ) -> ModelCard:
     """The card of a model: `str(card)` is the README.
 
@@ -98,35 +210,45 @@ def make_card(
         evaluations: what was measured. Without any, the card says "not measured".
         training: settings of the run, nested or flat; they become a table.
         base_models, datasets: ids on the Hub that the model started from and was trained on, for the metadata.
-        languages: codes of the languages it writes; by default those of the architecture's card data.
+        languages: codes of the languages it knows; by default those of the architecture's card data.
+        checkpoint: name of the published file that it was converted from, see `published_checkpoints()`; the card then
+            tells licence, origin, training and the numbers that its authors report.
 
-    Raises ValueError for a model of an architecture without card data, and for a figure that is not a number.
+    Raises ValueError for a model of an architecture without card data, for a checkpoint of another kind than the
+    model, and for a figure that is not a number.
     """
     from hf_vlp import __version__
 
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     has_adapters = plain is not model
     data = load_card_data(plain.config.model_type)
+    task = find_card_task(plain)
+    published = load_checkpoint_data(checkpoint) if checkpoint else {}
+    if published and published["model_class"] not in {base.__name__ for base in type(plain).__mro__}:
+        raise ValueError(
+            f"{checkpoint} holds a {published['model_class']}, not a {type(plain).__name__}: leave out `checkpoint`, "
+            "and name it in `base_models` or in the description if the model started from it."
+        )
     evaluations = list(evaluations)
-    title = title or (Path(model_id).name if model_id else data["name"])
-    metadata = dict(data["metadata"])
-    tags = list(metadata["tags"])
+    title = title or (Path(model_id).name if model_id else checkpoint or data["name"])
+    metadata = {**data["metadata"], **({"license": published["license"]} if published else {})}
+    tags = [*task.tags, *metadata["tags"]]
     if has_adapters:
         tags.append("lora")
         origin = next(iter(model.peft_config.values())).base_model_name_or_path
         base_models = base_models or ([origin] if origin else [])
-    results = _make_results(evaluations, metadata["pipeline_tag"], data["task_name"])
+    results = _make_results(evaluations, task)
     measured = [result.metric_type for result in results]
     card_data = ModelCardData(
         model_name=title,
         license=metadata["license"],
         language=list(languages or metadata["language"]),
         library_name="peft" if has_adapters else metadata["library_name"],
-        pipeline_tag=metadata["pipeline_tag"],
+        pipeline_tag=task.pipeline_tag,
         tags=tags,
         base_model=list(base_models) or None,
-        datasets=list(datasets) or None,
-        metrics=list(dict.fromkeys(measured or metadata["metrics"])),
+        datasets=list(datasets or published.get("datasets", ())) or None,
+        metrics=list(dict.fromkeys(measured or task.metrics)) or None,
         eval_results=results or None,
     )
     facts = [
@@ -137,8 +259,10 @@ def make_card(
         facts = [f"Adapters only: they go on top of `{', '.join(base_models) or 'a base that was not recorded'}`"]
     elif base_models:
         facts.append(f"Started from: {', '.join(base_models)}")
+    facts.insert(0, f"Task: {task.name}")
     facts.append(f"Choices: {', '.join(f'`{name}={getattr(plain.config, name)!r}`' for name in data['choices'])}")
     paper = data["paper"]
+    usage = (_CARDS / "usage" / f"{task.usage}.md").read_text(encoding="utf-8")
     return ModelCard.from_template(
         card_data,
         template_path=str(_CARDS / "template.md"),
@@ -146,26 +270,27 @@ def make_card(
         summary=data["summary"].strip(),
         paper_link=f"{data['name']}, [{paper['title']}]({paper['url']}) ({paper['year']})",
         size=_describe_size(model),
-        licence_text=metadata["license"],
+        licence_text=published.get("licence_text", metadata["license"]),
         facts=facts,
         description=description.strip(),
-        model_id=model_id or PLACEHOLDER_ID,
+        origin=_render_origin(published),
+        usage=usage.strip().replace("{{ model_id }}", model_id or PLACEHOLDER_ID),
         evaluation=_render_evaluations(evaluations),
-        paper_results=_render_paper_results(data, plain.config, evaluations),
-        training=_render_training(training),
+        paper_results=_render_paper_results(data, task, plain.config, evaluations, published),
+        training=_render_training(training, published),
         differences=_bullets(data["differences"]),
         intended_use=data["intended_use"].strip(),
-        limits=_bullets(data["limits"]),
+        limits=_bullets([*data["task_limits"].get(task.usage, ()), *data["limits"]]),
         citation=data["citation"].strip(),
     )
 
 
-def _make_results(evaluations: list[Evaluation], task_type: str, task_name: str) -> list[EvalResult]:
+def _make_results(evaluations: list[Evaluation], task: CardTask) -> list[EvalResult]:
     """The measured figures in the form of the Hub's `model-index`; those with shuffled pictures are no results."""
     return [
         EvalResult(
-            task_type=task_type,
-            task_name=task_name,
+            task_type=task.pipeline_tag or task.usage,
+            task_name=task.name,
             dataset_type=evaluation.dataset_id or evaluation.dataset,
             dataset_name=f"{evaluation.dataset} ({evaluation.split})",
             dataset_split=evaluation.split,
@@ -199,6 +324,21 @@ def format_count(count: int) -> str:
     return str(count)
 
 
+def _render_origin(published: Mapping[str, Any]) -> str:
+    """Where a published checkpoint comes from, and how it was converted."""
+    if not published:
+        return ""
+    file = published["file"]
+    return "\n\n".join(
+        [
+            f"Weights by the authors of the paper: `{file}`, {published['source']}. {published['what']}",
+            f"Data that it has seen, by its authors' account: {published['saw']}.",
+            f"Converted, with every tensor accounted for and a report of it, by\n\n```bash\n"
+            f"{published['command'].format(file=file)}\n```",
+        ]
+    )
+
+
 def _render_evaluations(evaluations: list[Evaluation]) -> str:
     if not evaluations:
         return f"On any data set: **{NOT_MEASURED}**."
@@ -214,8 +354,8 @@ def _render_evaluations(evaluations: list[Evaluation]) -> str:
             )
     parts = [
         _table(["data", "metric", "this checkpoint", "pictures shuffled"], rows),
-        "The last column is the same model shown another picture of the split: what it scores without looking. CIDEr "
-        "and BLEU are given as they are computed; papers multiply them by 100.",
+        "The last column is the same model shown another picture of the split: what it scores without looking. All "
+        "are given as they are computed; papers multiply them by 100.",
     ]
     protocols = dict.fromkeys(evaluation.protocol for evaluation in evaluations if evaluation.protocol)
     if protocols:
@@ -223,8 +363,10 @@ def _render_evaluations(evaluations: list[Evaluation]) -> str:
     return "\n\n".join(parts)
 
 
-def _render_paper_results(data: dict, config, evaluations: list[Evaluation]) -> str:
-    """The paper's numbers, with this checkpoint's own on the same data in the last row."""
+def _render_paper_results(
+    data: dict, task: CardTask, config, evaluations: list[Evaluation], published: Mapping[str, Any]
+) -> str:
+    """The paper's numbers on this task, or on all if it has none, with this checkpoint's own in the last row."""
     results = data["paper_results"]
     variant = next(
         (
@@ -234,27 +376,51 @@ def _render_paper_results(data: dict, config, evaluations: list[Evaluation]) -> 
         ),
         None,
     )
-    rows = [
-        [f"{name} (paper{', this variant' if name == variant else ''})", *map(str, values)]
-        for name, values in results["rows"].items()
+    kept = [
+        index
+        for index, column in enumerate(results["columns"])
+        if column["task"] == task.usage and published.get("columns") in (None, column["dataset"])
     ]
-    coco = next((entry for entry in evaluations if "coco" in entry.dataset.lower() and entry.split == "test"), None)
-    own = {metric_name(key): value for key, value in coco.metrics.items()} if coco else {}
-    if "CIDEr-D" in own:
-        own["CIDEr"] = own["CIDEr-D"]  # the evaluation server's "CIDEr" is CIDEr-D
-    rows.append(
-        [
-            "**this checkpoint**",
-            *(f"{100 * own[name]:.1f}" if name in own else NOT_MEASURED for name in results["metrics"]),
-        ]
-    )
-    return (
-        f"For comparison, the numbers of the paper (times 100) on {results['dataset']}. They are **not** of this "
-        f"checkpoint:\n\n{_table(['model', *results['metrics']], rows)}"
-    )
+    is_of_task = bool(kept)
+    kept = kept or list(range(len(results["columns"])))
+    rows = []
+    for name, values in results["rows"].items():
+        source = results["sources"].get(name, "paper")
+        label = f"{name} ({source}{', this variant' if name == variant else ''})"
+        rows.append([label, *(str(values[index]) for index in kept)])
+    columns = [results["columns"][index] for index in kept]
+    rows.append(["**this checkpoint**", *(_own_result(column, evaluations) for column in columns)])
+    conditions = results["conditions"] + ("" if is_of_task else ", and fine-tuning on each task")
+    if published:
+        text = (
+            f"What its authors report ({results['unit']}), {conditions}. It was **not measured here**: hf_vlp was "
+            "written without the published files, and tests that small models of the same layout, converted, give the "
+            "outputs of the original code."
+        )
+    else:
+        text = (
+            f"For comparison, the numbers of the paper ({results['unit']}), {conditions}. They are **not** of this "
+            "checkpoint:"
+        )
+    return f"{text}\n\n{_table(['model', *(column['name'] for column in columns)], rows)}"
 
 
-def _render_training(training: Mapping[str, Any] | None) -> str:
+def _own_result(column: Mapping[str, Any], evaluations: list[Evaluation]) -> str:
+    """What this checkpoint was measured at on the data set and split of a column."""
+    for evaluation in evaluations:
+        if column["dataset"] in evaluation.dataset.lower() and column["split"] == evaluation.split:
+            for key in column["metrics"]:
+                if key in evaluation.metrics:
+                    return f"{100 * evaluation.metrics[key]:.1f}"
+    return NOT_MEASURED
+
+
+def _render_training(training: Mapping[str, Any] | None, published: Mapping[str, Any]) -> str:
+    if published and not training:
+        table = _table(["setting", "value"], [[name, str(value)] for name, value in published["training"].items()])
+        return (
+            f"By its authors, started from {published['started_from']}, with the settings of their release:\n\n{table}"
+        )
     if not training:
         return "How it was trained was not recorded."
     return _table(["setting", "value"], [[f"`{name}`", value] for name, value in _flatten(training)])
@@ -280,11 +446,17 @@ def _bullets(items: list[str]) -> str:
 
 
 __all__ = [
+    "CARD_TASKS",
     "NOT_MEASURED",
     "PLACEHOLDER_ID",
+    "CardTask",
     "Evaluation",
+    "find_card_task",
     "format_count",
     "load_card_data",
+    "load_checkpoint_data",
     "make_card",
+    "make_published_card",
     "metric_name",
+    "published_checkpoints",
 ]

@@ -1,8 +1,9 @@
 """`hf_vlp.hub.cards`: generated model cards.
 
 Covers: complete metadata that the Hub's own classes read back, measured numbers in `model-index` and in the table
-beside those with shuffled pictures, "not measured" where nothing was, the paper's numbers marked as the paper's,
-training table, usage examples that run, every registered architecture having card data, adapters, refused input, and
+beside those with shuffled pictures, "not measured" where nothing was, the paper's numbers marked as the paper's and
+cut to the model's task, training table, usage examples that run for every model class, every registered architecture
+having card data, adapters, cards of the published files (data, licence, origin, sizes, numbers), refused input, and
 the copies of template and data in `model_cards/`.
 """
 
@@ -14,8 +15,20 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_vlp.auto import ARCHITECTURES
-from hf_vlp.hub.cards import Evaluation, format_count, load_card_data, make_card
+from hf_vlp.hub.cards import (
+    CARD_TASKS,
+    Evaluation,
+    find_card_task,
+    format_count,
+    load_card_data,
+    load_checkpoint_data,
+    make_card,
+    make_published_card,
+    metric_name,
+    published_checkpoints,
+)
 from hf_vlp.hub.export import save_repository
+from tests.hub import tiny_vlmo
 from tests.hub.tiny_vc_gpt import make_picture, make_tiny_model, make_tiny_processor
 
 ROOT = Path(__file__).parent.parent.parent
@@ -149,7 +162,7 @@ def test_every_architecture_has_card_data_with_all_fields(model_type):
 
 
 def test_model_without_card_data_is_refused():
-    with pytest.raises(ValueError, match="no card data for models of type 'gpt2', only for vc_gpt"):
+    with pytest.raises(ValueError, match="no card data for models of type 'gpt2', only for vc_gpt, vlmo"):
         load_card_data("gpt2")
 
 
@@ -165,6 +178,178 @@ def test_counts_are_readable(count, text):
 
 
 def test_files_in_model_cards_are_those_of_the_package():
-    package = ROOT / "hf_vlp" / "hub" / "model_cards"
-    copies = {file.name: file.read_text() for file in (ROOT / "model_cards").iterdir()}
-    assert copies == {file.name: file.read_text() for file in package.iterdir()}
+    def read(folder):
+        return {file.relative_to(folder): file.read_text() for file in folder.rglob("*") if file.is_file()}
+
+    assert read(ROOT / "model_cards") == read(ROOT / "hf_vlp" / "hub" / "model_cards")
+
+
+@pytest.mark.parametrize("name", tiny_vlmo.CLASS_NAMES)
+def test_usage_examples_of_every_class_run(name, tmp_path, monkeypatch, capsys):
+    directory = tmp_path / "tiny"
+    model = tiny_vlmo.make_model(name)
+    card = make_card(model, model_id=str(directory))
+    save_repository(directory, model=model, processor=tiny_vlmo.make_processor(), card=card)
+    for index, file in enumerate(("photo.jpg", "photo2.jpg")):
+        make_picture(index).save(tmp_path / file)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "card", "exec"), {})
+        assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("name", tiny_vlmo.CLASS_NAMES)
+def test_metadata_of_every_class_are_those_of_its_task(name):
+    model = tiny_vlmo.make_model(name)
+    task = find_card_task(model)
+    metadata = read_metadata(make_card(model))
+    assert metadata.get("pipeline_tag") == task.pipeline_tag
+    assert metadata.get("metrics", []) == list(task.metrics)
+    assert {*task.tags, "vlmo"} <= set(metadata["tags"])
+    assert metadata["license"] == "apache-2.0"
+
+
+def test_pipeline_tags_are_tasks_of_the_hub():
+    """From the Hub's list of tasks; an unknown one would be ignored there."""
+    tags = {
+        *("fill-mask", "image-classification", "image-feature-extraction", "image-to-text"),
+        *("visual-question-answering", "zero-shot-image-classification"),
+    }
+    assert {task.pipeline_tag for task in CARD_TASKS.values()} - {None} <= tags
+
+
+def test_class_of_a_user_has_the_task_of_the_one_it_extends():
+    from hf_vlp.models.mome.modeling_vlmo import VlmoForVisualQuestionAnswering
+
+    own_class = type("MyModel", (VlmoForVisualQuestionAnswering,), {})
+    assert find_card_task(object.__new__(own_class)).usage == "visual-question-answering"
+
+
+def test_base_models_show_what_they_can_do():
+    from hf_vlp import VcGptModel
+
+    assert find_card_task(tiny_vlmo.make_model("VlmoModel")).usage == "features"
+    assert find_card_task(VcGptModel(make_tiny_model().config)).usage == "captioning"
+
+
+def test_numbers_of_the_paper_are_those_of_the_task():
+    questions = str(make_card(tiny_vlmo.make_model("VlmoForVisualQuestionAnswering")))
+    assert "| large (paper) | 79.94 | 79.98 |" in questions
+    assert "57.2" not in questions
+    unsettled = str(make_card(tiny_vlmo.make_model("VlmoForPreTraining")))
+    assert "| base (paper) | 76.64 | 76.89 | 82.77 | 83.34 | 74.8 | 57.2 | 92.3 | 79.3 | 85.5 |" in unsettled
+    assert "and fine-tuning on each task" in unsettled
+
+
+def test_own_recall_stands_in_its_column():
+    scores = {"image_to_text_recall_at_1": 0.5, "text_to_image_recall_at_1": 0.25}
+    evaluation = Evaluation("COCO captions", "test", scores, num_samples=5000)
+    card = make_card(tiny_vlmo.make_model("VlmoForImageTextRetrieval"), evaluations=[evaluation])
+    assert "| **this checkpoint** | 50.0 | 25.0 | not measured | not measured |" in str(card)
+    assert "| COCO captions, test (5,000 pictures) | Image to text R@1 | 0.5000 | not measured |" in str(card)
+    results = ModelCard(str(card)).data.eval_results
+    assert {result.metric_type for result in results} == {"recall"}
+    assert {result.task_type for result in results} == {"zero-shot-image-classification"}
+
+
+def test_questions_of_another_data_set_do_not_count_as_vqa_v2():
+    evaluation = Evaluation("easy_vqa", "test", {"vqa_accuracy": 0.9, "exact_match": 0.9})
+    card = make_card(tiny_vlmo.make_model("VlmoForVisualQuestionAnswering"), evaluations=[evaluation])
+    assert "| **this checkpoint** | not measured | not measured |" in str(card)
+
+
+def test_results_without_a_task_of_the_hub_are_written_under_our_name():
+    evaluation = Evaluation("NLVR2", "dev", {"accuracy": 0.75, "consistency": 0.25})
+    card = make_card(tiny_vlmo.make_model("VlmoForImagesAndTextClassification"), evaluations=[evaluation])
+    assert {result.task_type for result in ModelCard(str(card)).data.eval_results} == {"image-pairs"}
+    assert "| **this checkpoint** | 75.0 | not measured |" in str(card)
+
+
+def test_metrics_of_every_task_have_names():
+    from hf_vlp.tasks import TASKS
+
+    assert {task.score for task in TASKS.values() if metric_name(task.score) == task.score} == set()
+
+
+def test_every_usage_example_belongs_to_a_task():
+    files = {file.stem for file in (ROOT / "hf_vlp" / "hub" / "model_cards" / "usage").iterdir()}
+    assert files == {task.usage for task in CARD_TASKS.values()}
+
+
+def test_every_published_file_of_vlmo_has_a_card():
+    """Three sizes times stage 2, stage 3, VQA, NLVR2, COCO, Flickr30k."""
+    endings = ("224_stage2", "224", "480_vqa", "384_nlvr2", "384_coco", "384_f30k")
+    names = {f"vlmo_{size}_patch16_{end}" for size in ("base", "base_plus", "large") for end in endings}
+    assert set(published_checkpoints()) == names
+
+
+@pytest.mark.parametrize("name", published_checkpoints())
+def test_card_of_a_published_file_is_complete(name):
+    card = make_published_card(name, model_id=f"me/{name}")
+    text = str(card)
+    data = ModelCard(text).data
+    assert data.license == "mit"
+    assert data.library_name == "transformers"
+    assert data.language == ["en"]
+    assert "wikimedia/wikipedia" in data.datasets
+    assert data.eval_results is None
+    if not name.endswith("nlvr2"):
+        assert data.pipeline_tag
+    for words in (
+        f"`{name}.pt`",
+        "https://github.com/wenhui0924/vlmo_ckpts",
+        f"hf-vlp convert vlmo {name}.pt OUTPUT",
+        f"me/{name}",
+        "Licence: MIT",
+        "It was **not measured here**",
+        "On any data set: **not measured**.",
+        ", this variant) |",
+        "By its authors, started from",
+        "bao2022vlmo",
+    ):
+        assert words in text
+    assert not re.search(r"\{\{ |\bNone\b(?!`)", text.replace("=None", ""))
+
+
+@pytest.mark.parametrize(
+    "name, size",
+    # Parameters of the published models with all heads of their stage: section 1 of their README, and our count.
+    [("vlmo_base_patch16_224", "202 M"), ("vlmo_base_plus_patch16_224", "185 M"), ("vlmo_large_patch16_224", "599 M")],
+)
+def test_sizes_of_published_models_are_counted(name, size):
+    assert f"Size: {size} parameters" in str(make_published_card(name))
+
+
+def test_card_of_a_published_file_shows_only_the_columns_of_its_data():
+    text = str(make_published_card("vlmo_base_plus_patch16_384_coco"))
+    assert "| base_plus (the original's README, this variant) | 76.3 | 58.6 |" in text
+    assert "Flickr30k" not in text
+    assert "76.64" not in text
+
+
+def test_data_of_a_fine_tuned_file_include_those_of_the_stages_before():
+    data = load_checkpoint_data("vlmo_large_patch16_480_vqa")
+    assert data["saw"].startswith("ImageNet-22k (through BEiT)")
+    assert data["datasets"][-1] == "HuggingFaceM4/VQAv2"
+    assert "ranjaykrishna/visual_genome" in data["datasets"]
+    assert "CC3M" not in load_checkpoint_data("vlmo_large_patch16_224_stage2")["saw"]
+
+
+def test_started_from_names_published_files():
+    for name in published_checkpoints():
+        named = re.findall(r"`(.*)\.pt`", load_checkpoint_data(name)["started_from"])
+        assert set(named) <= set(published_checkpoints())
+        assert bool(named) != name.endswith("stage2")
+
+
+def test_unknown_checkpoint_is_refused():
+    with pytest.raises(ValueError, match="'vlmo_huge' is no published checkpoint: choose from vlmo_base_patch16_224,"):
+        load_checkpoint_data("vlmo_huge")
+
+
+def test_checkpoint_of_another_task_is_refused():
+    model = tiny_vlmo.make_model("VlmoForVisualQuestionAnswering")
+    with pytest.raises(ValueError, match="holds a VlmoForPreTraining, not a VlmoForVisualQuestionAnswering"):
+        make_card(model, checkpoint="vlmo_base_patch16_224")

@@ -1,0 +1,37 @@
+"""VLMo models of a few thousand random weights, one for each class, with their processor: nothing is downloaded."""
+
+import torch
+
+from hf_vlp.data.tokenization import train_bert_tokenizer
+from hf_vlp.models.mome import modeling_vlmo
+from hf_vlp.models.mome.configuration_vlmo import VlmoConfig
+from hf_vlp.models.mome.processing_mome import MomeImageProcessorPil, MomeProcessor
+
+CLASS_NAMES = [
+    name
+    for name in modeling_vlmo.__all__
+    if issubclass(getattr(modeling_vlmo, name), modeling_vlmo.VlmoPreTrainedModel) and name != "VlmoPreTrainedModel"
+]
+TEXTS = ["two dogs play on a beach", "What is on the table?", "a photo of a cat or a red bus"]
+
+
+def make_processor() -> MomeProcessor:
+    return MomeProcessor(MomeImageProcessorPil(size=32), train_bert_tokenizer(TEXTS, 120))
+
+
+def make_model(name: str, seed: int = 0, **config_kwargs):
+    config = VlmoConfig(
+        **{
+            "vocab_size": len(make_processor().tokenizer),
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "vl_expert_start_layer": 1,
+            "image_size": 32,
+            **config_kwargs,
+        }
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return getattr(modeling_vlmo, name)(config).eval()
