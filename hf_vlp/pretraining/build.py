@@ -212,21 +212,21 @@ def _start_from_checkpoint(settings: ModelArguments, model_class: type, task: Ta
 
 
 def _start_from_beit(settings: ModelArguments, model_class: type, values: dict) -> Start:
-    path = settings.beit_model_name_or_path
-    if not hasattr(model_class, "from_beit_pretrained"):
+    path, entry = settings.beit_model_name_or_path, ARCHITECTURES[settings.architecture]
+    base_class = entry.get("modeling", entry.models["AutoModel"])
+    if not hasattr(base_class, "from_beit_pretrained"):
         raise ValueError(f"{settings.architecture} does not start from a BEiT: leave out beit_model_name_or_path.")
-    check_config_keys(ARCHITECTURES[settings.architecture].get_config(), settings.config)
+    check_config_keys(entry.get_config(), settings.config)
     try:
-        model, info = model_class.from_beit_pretrained(path, output_loading_info=True, **values)
+        base, info = base_class.from_beit_pretrained(path, output_loading_info=True, **values)
     except (TypeError, OSError) as error:
         raise ValueError(f"{path} does not make a {settings.architecture} model: {error}") from error
-    return Start(
-        model,
-        None,
-        sources=(str(path),),
-        fresh=tuple(sorted(info["missing_keys"])),
-        unused=tuple(sorted(info["unexpected_keys"])),
-    )
+    model = model_class(base.config).to(base.dtype)
+    model.base_model.load_state_dict(base.state_dict())
+    taken = {name for name, _ in base.named_parameters()} - set(info["missing_keys"])
+    prefix = f"{model.base_model_prefix}."
+    fresh = tuple(name for name, _ in model.named_parameters() if name.removeprefix(prefix) not in taken)
+    return Start(model, None, sources=(str(path),), fresh=fresh)
 
 
 def _start_from_parts(settings: ModelArguments, model_class: type, processor_class: type, tokenizer) -> Start:

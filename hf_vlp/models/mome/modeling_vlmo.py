@@ -393,7 +393,12 @@ class VlmoModel(VlmoPreTrainedModel):
 
     @classmethod
     def from_beit_pretrained(
-        cls, beit: str | os.PathLike | PreTrainedModel, *, dtype: torch.dtype | None = None, **config_kwargs
+        cls,
+        beit: str | os.PathLike | PreTrainedModel,
+        *,
+        dtype: torch.dtype | None = None,
+        output_loading_info: bool = False,
+        **config_kwargs,
     ) -> "VlmoModel":
         """Start from a BEiT: attention, picture embedding and picture experts are its own, the rest is new.
 
@@ -401,6 +406,7 @@ class VlmoModel(VlmoPreTrainedModel):
             beit: Hub id, folder or object of a BEiT with relative position bias, shared by its blocks (as after
                 pre-training: every block gets a copy) or one for each (as after fine-tuning). Objects are copied.
             dtype: data type of the weights; that of the BEiT when not given.
+            output_loading_info: also return a dict with the `missing_keys`, as `from_pretrained` does: new parameters.
             config_kwargs: fields of `VlmoConfig`, such as `max_text_length` or `vl_expert_start_layer`.
 
         Text experts are not copied from the picture's, and the final norm stays new unless BEiT has one. Raises
@@ -436,9 +442,11 @@ class VlmoModel(VlmoPreTrainedModel):
             )
         wanted_size, config.image_size = config.image_size, theirs.image_size
         model = cls(config)
-        copy_beit(source, model)
+        copied = copy_beit(source, model)
         model.resize_inputs(image_size=wanted_size)
-        return model.to(dtype or source.dtype).eval()
+        model = model.to(dtype or source.dtype).eval()
+        missing = [name for name, _ in model.named_parameters() if name not in copied]
+        return (model, {"missing_keys": missing}) if output_loading_info else model
 
     def embed_text(
         self, input_ids: torch.LongTensor | None = None, inputs_embeds: torch.Tensor | None = None
@@ -1048,10 +1056,11 @@ def load_beit(model: str | os.PathLike | PreTrainedModel) -> BeitModel:
 
 
 @torch.no_grad()
-def copy_beit(source: BeitModel, target: VlmoModel):
+def copy_beit(source: BeitModel, target: VlmoModel) -> set[str]:
     """Copy embeddings, attention, picture experts and position bias of a BEiT of the same size.
 
-    A bias table shared by all blocks of the BEiT is copied to each of ours.
+    A bias table shared by all blocks of the BEiT is copied to each of ours. Returns the names of our parameters that
+    were filled, in part at least.
     """
     theirs = dict(source.named_parameters())
     ours = {
@@ -1063,6 +1072,7 @@ def copy_beit(source: BeitModel, target: VlmoModel):
         ours["image_embeddings.position_embeddings"] = theirs["embeddings.position_embeddings"]
     if "layernorm.weight" in theirs:  # absent from mean-pooled models
         ours |= {"norm.weight": theirs["layernorm.weight"], "norm.bias": theirs["layernorm.bias"]}
+    tables = set()
     for index, layer in enumerate(target.layers):
         before, after = f"layers.{index}.", f"layers.{index}."
         attention = f"{before}attention."
@@ -1088,9 +1098,11 @@ def copy_beit(source: BeitModel, target: VlmoModel):
             table = theirs.get(own, theirs.get("shared_position_bias.relative_position_bias_table"))
             # Rows of texts and of pairs come after those of pictures and stay 0.
             layer.attention.position_bias_table[: len(table)] = table
+            tables.add(f"{after}attention.position_bias_table")
     parameters = dict(target.named_parameters())
     for name, value in ours.items():
         parameters[name].copy_(value)
+    return tables | ours.keys()
 
 
 __all__ = [
