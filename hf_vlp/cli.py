@@ -43,6 +43,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+# Architectures whose original checkpoints can be converted.
+CONVERTED = ("vlmo",)
 _TAKES_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -50,6 +52,13 @@ class Task(str, Enum):
     """What a model can be evaluated at."""
 
     captioning = "captioning"
+
+
+class Query(str, Enum):
+    """What candidates are found for."""
+
+    texts = "texts"
+    images = "images"
 
 
 def _show_version(wanted: bool):
@@ -258,8 +267,7 @@ def caption(
         max_new_tokens=max_new_tokens,
     )
     num_failed = 0
-    bar = tqdm(total=len(pictures), desc="Captioning", unit="picture", file=sys.stderr, disable=len(pictures) == 1)
-    with bar:
+    with _read_bar(len(pictures), "Captioning") as bar:
         for result in results:
             bar.update()
             if result.error is not None:
@@ -272,10 +280,194 @@ def caption(
             elif result.error is None:
                 name = f"{result.picture}\t" if len(pictures) > 1 else ""
                 tqdm.write(f"{name}{' '.join(result.caption.split())}", file=sys.stdout)
+    _tell_unread(num_failed, len(pictures), strict)
+
+
+def _read_bar(total: int, description: str):
+    """Progress on stderr, for more than one picture; results are written past it with `tqdm.write`."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=description, unit="picture", file=sys.stderr, disable=total == 1)
+
+
+def _tell_unread(num_failed: int, total: int, strict: bool):
+    """What a command ends with when pictures could not be read."""
     if num_failed:
-        typer.echo(f"{num_failed} of {len(pictures)} pictures could not be read.", err=True)
-    if num_failed == len(pictures) or (strict and num_failed):
+        typer.echo(f"{num_failed} of {total} pictures could not be read.", err=True)
+    if num_failed == total or (strict and num_failed):
         raise typer.Exit(FAILED)
+
+
+@app.command(
+    epilog='\b\nExample: hf-vlp ask path/to/model photo.jpg "photos/*.jpg" --question "What is it?" --top-k 3'
+)
+def ask(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a model for visual question answering.")],
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders, quoted patterns and addresses of pictures.")],
+    question: Annotated[list[str], typer.Option("--question", "-q", help="The question; may be given several times.")],
+    top_k: Annotated[int, typer.Option(min=1, help="Answers to each question.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered together.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, in the place of text.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail when a single picture cannot be read.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default an accelerator if any.")
+    ] = None,
+):
+    """Answer questions about pictures: a line for each, with picture and question before it when there are several.
+
+    Pictures that cannot be read are told on stderr and counted. The exit code is 1 when none could be read, and with
+    --strict when one could not.
+    """
+    from hf_vlp.captioning import find_pictures
+
+    pictures = find_pictures(inputs)  # before the model is loaded: wrong paths are told at once
+    questions = list(dict.fromkeys(question))
+    if not all(text.strip() for text in questions):
+        raise ValueError("A question is empty.")
+
+    from tqdm import tqdm
+
+    from hf_vlp.answering import ask_pictures
+    from hf_vlp.describe import check_model_id
+    from hf_vlp.pipelines import pipeline
+
+    check_model_id(model)
+    _hide_loading_bars()
+    answerer = pipeline("visual-question-answering", model=model, device=device)
+    failed: set[str] = set()
+    seen: set[str] = set()
+    with _read_bar(len(pictures), "Answering") as bar:
+        for result in ask_pictures(answerer, pictures, questions, batch_size=batch_size, top_k=top_k):
+            if result.picture not in seen:
+                seen.add(result.picture)
+                bar.update()
+            if result.error is not None and result.picture not in failed:
+                failed.add(result.picture)
+                tqdm.write(f"{result.picture}: {' '.join(result.error.split())}", file=sys.stderr)
+            if as_json:
+                line = {"image": result.picture, "question": result.question}
+                line |= {"answers": result.answers} if result.error is None else {"error": result.error}
+                tqdm.write(json.dumps(line, ensure_ascii=False), file=sys.stdout)
+            elif result.error is None:
+                names = [result.picture] * (len(pictures) > 1) + [result.question] * (len(questions) > 1)
+                tqdm.write("\t".join([*names, _format_answers(result.answers)]), file=sys.stdout)
+    _tell_unread(len(failed), len(pictures), strict)
+
+
+def _format_answers(answers: list[dict[str, Any]]) -> str:
+    """`red (0.93), blue (0.04)`; models that generate give no score."""
+    return ", ".join(
+        answer["answer"] + (f" ({answer['score']:.2f})" if "score" in answer else "") for answer in answers
+    )
+
+
+@app.command(
+    epilog='\b\nExample: hf-vlp match path/to/model --images "photos/*.jpg" --texts captions.txt --top-k 3 --rerank 16'
+)
+def match(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a dual encoder.")],
+    images: Annotated[
+        list[str],
+        typer.Option(help="File, folder, quoted pattern or address of pictures; may be given several times."),
+    ],
+    texts: Annotated[
+        list[str], typer.Option(help="A text, or a file with a text a line; may be given several times.")
+    ],
+    query: Annotated[
+        Query, typer.Option(help="What candidates are found for: pictures for texts, or texts for images.")
+    ] = Query.texts,
+    top_k: Annotated[int, typer.Option(min=1, help="Candidates for each query.")] = 5,
+    rerank: Annotated[
+        int, typer.Option(min=0, help="First candidates that the matching head scores again; 0 for none.")
+    ] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures, texts or pairs at a time.")] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, in the place of text.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail when a single picture cannot be read.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default an accelerator if any.")
+    ] = None,
+):
+    """Rank pictures for each text, or texts for each picture: query, rank, score and candidate, a line each.
+
+    The score is the cosine of the embeddings; with --rerank the first candidates are ordered by the sum of it and the
+    matching head's logit. Pictures that cannot be read are told on stderr, left out and counted.
+    """
+    from hf_vlp.captioning import find_pictures
+    from hf_vlp.describe import check_model_id
+
+    pictures = find_pictures(images)
+
+    from hf_vlp.matching import find_texts, load_matcher, match_pictures_and_texts
+
+    lines = find_texts(texts)
+    check_model_id(model)
+    _hide_loading_bars()
+    matcher, processor = load_matcher(model, device=device)
+    failed: dict[str, str] = {}
+    results = match_pictures_and_texts(
+        matcher,
+        processor,
+        pictures,
+        lines,
+        queries=query.value,
+        top_k=top_k,
+        rerank=rerank,
+        batch_size=batch_size,
+        on_error=failed.__setitem__,
+        progress=len(pictures) > 1,
+    )
+    for picture, error in failed.items():
+        typer.echo(f"{picture}: {' '.join(error.split())}", err=True)
+    for asked, matches in results.items():
+        for rank, found in enumerate(matches, start=1):
+            if as_json:
+                text, picture = (asked, found.candidate) if query is Query.texts else (found.candidate, asked)
+                line = {"image": picture, "text": text, "rank": rank, "similarity": found.similarity}
+                line |= {} if found.match is None else {"match": found.match}
+                typer.echo(json.dumps(line, ensure_ascii=False))
+            else:
+                score = found.similarity + (found.match or 0.0)
+                typer.echo(f"{asked}\t{rank}\t{score:.4f}\t{found.candidate}")
+    _tell_unread(len(failed), len(pictures), strict)
+
+
+@app.command(
+    epilog="\b\nExample: hf-vlp convert vlmo vlmo_base_patch16_480_vqa.pt vlmo-base-vqa --labels answer2label.txt"
+)
+def convert(
+    architecture: Annotated[str, typer.Argument(help="What the checkpoint is of: vlmo.")],
+    checkpoint: Annotated[Path, typer.Argument(help="File of the original, or with --reverse a folder of ours.")],
+    output: Annotated[Path, typer.Argument(help="Folder that is written, or with --reverse a file.")],
+    head: Annotated[str | None, typer.Option(help="Task of the model; by default what the tensors show.")] = None,
+    config: Annotated[Path | None, typer.Option(help="JSON with fields of the configuration.")] = None,
+    size: Annotated[str | None, typer.Option(help="Published size; by default what the tensors show.")] = None,
+    vocab: Annotated[Path | None, typer.Option(help="The tokenizer's vocabulary: vocab.txt, or a folder.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Names of the labels of a classifier.")] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Back to the names of the original.")] = False,
+    push_to_hub: Annotated[str | None, typer.Option(help="Also upload it, as NAME or ORGANISATION/NAME.")] = None,
+):
+    """Convert a checkpoint of the original code to a repository, or back, and print what was done with each tensor."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    name = architecture.lower().replace("-", "_")
+    if not name.isidentifier() or name not in CONVERTED or find_spec(f"hf_vlp.conversion.{name}") is None:
+        raise ValueError(f"There is no conversion for {architecture!r}, only for {', '.join(CONVERTED)}.")
+    if not checkpoint.exists():
+        raise ValueError(f"There is no file or folder {checkpoint} (looked in {Path.cwd()}).")
+    _hide_loading_bars()
+    report = import_module(f"hf_vlp.conversion.{name}").convert(
+        checkpoint,
+        output,
+        head=head,
+        config=config,
+        size=size,
+        vocab=vocab,
+        labels=labels,
+        reverse=reverse,
+        push_to_hub=push_to_hub,
+    )
+    typer.echo(str(report))
 
 
 @app.command(epilog="\b\nExample: hf-vlp info quickstart --lora-rank 16")

@@ -1,8 +1,19 @@
 """What a checkpoint is: sizes, classes that load it, what trains, where LoRA may go. No weights are loaded."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
+
+# Auto class -> the pipelines that serve what it loads.
+_TASKS = {
+    "AutoModelForImageTextToText": ("image-to-text",),
+    "AutoModelForVisualQuestionAnswering": ("visual-question-answering",),
+    "AutoModelForZeroShotImageClassification": ("zero-shot-image-classification",),
+    "AutoModelForImageClassification": ("image-classification",),
+    "AutoModelForMaskedLM": ("fill-mask",),
+    "AutoModel": ("image-feature-extraction",),
+}
 
 
 def describe_model(model_id: str, *, lora_rank: int = 8) -> dict[str, Any]:
@@ -12,13 +23,14 @@ def describe_model(model_id: str, *, lora_rank: int = 8) -> dict[str, Any]:
         model_id: folder or Hub id, of a model or of adapters.
         lora_rank: rank for which the sizes of adapters are told.
 
-    Returns plain JSON data: `model_type`; `classes` {auto class: class}; `pipelines`, the tasks that load it;
-    `settings`, the fields of the configuration that are its architecture; `parameters` {part: {"total", "trainable"}}
-    as a fresh `from_pretrained` has them; `lora_presets` {name: {"pattern", "modules", "parameters"}}; `adapters`, the
-    settings of adapters, if it is one. Raises OSError or ValueError when there is no such model.
+    Returns plain JSON data: `model_type`; `model_class`, whose weights these are; `classes` {auto class: class};
+    `pipelines`, the tasks that load it; `settings`, the fields of the configuration that are its architecture;
+    `parameters` {part: {"total", "trainable"}} as a fresh `from_pretrained` has them; `lora_presets` {name:
+    {"pattern", "modules", "parameters"}}; `adapters`, the settings of adapters, if it is one. Raises OSError or
+    ValueError when there is no such model.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoConfig
 
     import hf_vlp  # noqa: F401 - registers the architectures
     from hf_vlp.adapters import parameter_counts
@@ -28,8 +40,10 @@ def describe_model(model_id: str, *, lora_rank: int = 8) -> dict[str, Any]:
     adapters = _load_adapter_config(model_id)
     config = AutoConfig.from_pretrained(adapters.base_model_name_or_path if adapters else model_id)
     architecture = ARCHITECTURES.get(config.model_type)
+    model_class = _find_class(config, architecture)
+    loaded_by = _auto_classes(config, model_class)
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+        model = model_class._from_config(config)
         presets = getattr(model, "lora_presets", {})
         lora_presets = {
             name: {"pattern": pattern, **_adapter_sizes(model, pattern, lora_rank)}
@@ -42,10 +56,9 @@ def describe_model(model_id: str, *, lora_rank: int = 8) -> dict[str, Any]:
     return {
         "model": str(model_id),
         "model_type": config.model_type,
-        "classes": dict(architecture.models)
-        if architecture
-        else {"AutoModelForImageTextToText": type(model).__name__},
-        "pipelines": list(architecture.pipelines) if architecture else ["image-to-text"],
+        "model_class": model_class.__name__,
+        "classes": dict(architecture.models) if architecture else dict.fromkeys(loaded_by, model_class.__name__),
+        "pipelines": [task for name in loaded_by for task in _tasks(name, model_class)],
         "settings": _read_settings(config),
         "parameters": {
             part: {"total": total, "trainable": trainable}
@@ -55,6 +68,46 @@ def describe_model(model_id: str, *, lora_rank: int = 8) -> dict[str, Any]:
         "lora_presets": lora_presets,
         "adapters": _read_adapters(adapters) if adapters else None,
     }
+
+
+def _find_class(config, architecture) -> type:
+    """The class that a checkpoint was saved from, or the first that an Auto class has for its configuration."""
+    import transformers
+
+    for name in config.architectures or ():
+        if architecture and name in architecture.models.values():
+            return architecture.get("modeling", name)
+        if not architecture and isinstance(found := getattr(transformers, name, None), type):
+            return found
+    for auto_class in (*_TASKS, "AutoModelForPreTraining"):
+        mapping = getattr(transformers, auto_class)._model_mapping
+        if type(config) in mapping:
+            found = mapping[type(config)]
+            return found[0] if isinstance(found, tuple) else found
+    raise ValueError(
+        f"No class is known for a model of type {config.model_type!r}"
+        + (f" ({', '.join(config.architectures)})." if config.architectures else ".")
+    )
+
+
+def _auto_classes(config, model_class: type) -> list[str]:
+    """The Auto classes that find `model_class` for this configuration, of those that tell the task."""
+    import transformers
+
+    names = []
+    for auto_class in _TASKS:
+        mapping = getattr(transformers, auto_class)._model_mapping
+        found = mapping[type(config)] if type(config) in mapping else ()
+        if model_class in (found if isinstance(found, tuple) else (found,)):
+            names.append(auto_class)
+    return names
+
+
+def _tasks(auto_class: str, model_class: type) -> tuple[str, ...]:
+    """Pipelines for what an Auto class loads."""
+    if auto_class == "AutoModel" and "pixel_values" not in inspect.signature(model_class.forward).parameters:
+        return ("feature-extraction",)
+    return _TASKS[auto_class]
 
 
 def check_model_id(model_id: str) -> None:
@@ -94,8 +147,11 @@ def _adapter_sizes(model, pattern: str, rank: int) -> dict[str, int]:
 
 
 def _read_settings(config) -> dict[str, Any]:
-    """The fields of our configurations, and the sizes of their parts."""
+    """The fields of our configurations, the sizes of their parts, and the number of labels if they are named."""
     settings = {}
+    labels = list(config.id2label.values())
+    if labels != [f"LABEL_{place}" for place in range(len(labels))]:
+        settings["num_labels"] = len(labels)
     for name, value in config.to_dict().items():
         if name.endswith("_config") and isinstance(value, dict):
             part = getattr(config, name)
@@ -121,7 +177,7 @@ def _read_adapters(adapters) -> dict[str, Any]:
 
 def format_description(description: dict[str, Any]) -> str:
     """`describe_model`'s facts as text for a terminal."""
-    lines = [f"{description['model']}: a {description['model_type']} model"]
+    lines = [f"{description['model']}: a {description['model_type']} model, {description['model_class']}"]
     if adapters := description["adapters"]:
         lines[0] += f", adapters of rank {adapters['r']} on {adapters['base_model']}"
     lines += ["", "Loaded by"]
