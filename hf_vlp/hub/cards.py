@@ -43,6 +43,7 @@ _METRIC_NAMES = {
 class CardTask:
     """What the card of a model says of the task that its class does.
 
+    head: end of the name of the model classes; `None` for base models.
     usage: examples, `model_cards/usage/<usage>.md`; also what the data of an architecture calls the task.
     name: of the task, in the metadata.
     pipeline_tag: of the Hub; `None` where none of its tasks is the model's.
@@ -50,6 +51,7 @@ class CardTask:
     tags: beside those of the architecture.
     """
 
+    head: str | None
     usage: str
     name: str
     pipeline_tag: str | None
@@ -57,30 +59,67 @@ class CardTask:
     tags: tuple[str, ...] = ()
 
 
-# End of the name of a model class -> its task.
-CARD_TASKS = {
-    "ForConditionalGeneration": CardTask(
-        "captioning", "Image captioning", "image-to-text", ("bleu", "rouge", "cider"), ("image-captioning",)
+CARD_TASKS = (
+    CardTask(
+        "ForConditionalGeneration",
+        usage="captioning",
+        name="Image captioning",
+        pipeline_tag="image-to-text",
+        metrics=("bleu", "rouge", "cider"),
+        tags=("image-captioning",),
     ),
-    "ForVisualQuestionAnswering": CardTask(
-        "visual-question-answering", "Visual question answering", "visual-question-answering", ("accuracy",)
+    CardTask(
+        "ForVisualQuestionAnswering",
+        usage="visual-question-answering",
+        name="Visual question answering",
+        pipeline_tag="visual-question-answering",
+        metrics=("accuracy",),
     ),
-    "ForImagesAndTextClassification": CardTask(
-        "image-pairs", "Statements about two pictures", None, ("accuracy",), ("nlvr2", "visual-reasoning")
+    CardTask(
+        "ForImagesAndTextClassification",
+        usage="image-pairs",
+        name="Statements about two pictures",
+        pipeline_tag=None,
+        metrics=("accuracy",),
+        tags=("nlvr2", "visual-reasoning"),
     ),
-    "ForImageTextRetrieval": CardTask(
-        "retrieval", "Image-text retrieval", "zero-shot-image-classification", ("recall",), ("image-text-retrieval",)
+    CardTask(
+        "ForImageTextRetrieval",
+        usage="retrieval",
+        name="Image-text retrieval",
+        pipeline_tag="zero-shot-image-classification",
+        metrics=("recall",),
+        tags=("image-text-retrieval",),
     ),
-    "ForImageClassification": CardTask(
-        "image-classification", "Image classification", "image-classification", ("accuracy",)
+    CardTask(
+        "ForImageClassification",
+        usage="image-classification",
+        name="Image classification",
+        pipeline_tag="image-classification",
+        metrics=("accuracy",),
     ),
-    "ForMaskedLM": CardTask("masked-language", "Masked language modelling", "fill-mask", ("accuracy",)),
-    "ForPreTraining": CardTask(
-        "pre-training", "Pre-training", "zero-shot-image-classification", ("recall",), ("image-text-retrieval",)
+    CardTask(
+        "ForMaskedLM",
+        usage="masked-language",
+        name="Masked language modelling",
+        pipeline_tag="fill-mask",
+        metrics=("accuracy",),
     ),
-    # Base models, if the data of their architecture say so.
-    "FeatureExtractor": CardTask("features", "Features of pictures and texts", "image-feature-extraction"),
-}
+    CardTask(
+        "ForPreTraining",
+        usage="pre-training",
+        name="Vision-language pre-training",
+        pipeline_tag="zero-shot-image-classification",
+        metrics=("recall",),
+        tags=("image-text-retrieval",),
+    ),
+    CardTask(
+        None,
+        usage="features",
+        name="Features of pictures and texts",
+        pipeline_tag="image-feature-extraction",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -165,11 +204,11 @@ def load_checkpoint_data(name: str) -> dict[str, Any]:
 def find_card_task(model) -> CardTask:
     """The task of a model class, or of the class that it is derived from; for base models that of the architecture."""
     names = [base.__name__ for base in type(model).__mro__]
-    for end, task in CARD_TASKS.items():
-        if any(name.endswith(end) for name in names):
+    for task in CARD_TASKS:
+        if task.head is not None and any(name.endswith(task.head) for name in names):
             return task
     usage = load_card_data(model.config.model_type)["base_model_task"]
-    return next(task for task in CARD_TASKS.values() if task.usage == usage)
+    return next(task for task in CARD_TASKS if task.usage == usage)
 
 
 def make_published_card(name: str, *, model_id: str | None = None) -> ModelCard:
