@@ -60,6 +60,8 @@ PUBLISHED_SIZES = {
 class VlmoConfig(PreTrainedConfig):
     """Sizes and choices of a VLMo model (Bao et al., 2022, arXiv 2111.02358); the defaults are the base model.
 
+    vocab_size: of the WordPiece vocabulary, that of bert-base-uncased.
+
     hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: of the shared Transformer; every expert has
         feed-forward layers of `intermediate_size`.
 
@@ -68,8 +70,8 @@ class VlmoConfig(PreTrainedConfig):
 
     image_size, patch_size, num_channels: pictures are square, their side a multiple of the patch.
 
-    vocab_size, max_text_length: WordPiece vocabulary, and tokens of a text that the text position table has rows for.
-        Without absolute positions longer texts work too, up to `max_text_length_of_table`.
+    max_text_length: tokens of a text that the text position table has rows for. Without absolute positions longer
+        texts work too, up to `max_text_length_of_table`.
 
     max_text_length_of_table: longest text that the relative position bias has rows for (196 in all published files).
 
@@ -92,10 +94,12 @@ class VlmoConfig(PreTrainedConfig):
         end in the same grid, which learns far faster from nothing. A decision of this package; needs a patch size
         that is a power of two.
 
-    hidden_act, layer_norm_eps, text_layer_norm_eps: activation of the experts; epsilon of the Transformer's norms and
-        of the norms in text embeddings and vocabulary head.
+    hidden_act: activation of the experts.
 
-    initializer_range: standard deviation of the (truncated) normal that initialises weights.
+    layer_norm_eps, text_layer_norm_eps: epsilon of the Transformer's norms, and of the norms in text embeddings and
+        vocabulary head.
+
+    initializer_range: standard deviation of the normal that initialises weights.
 
     logit_scale_init_value: initial logarithm of the contrastive temperature's inverse, log(1 / 0.07).
 
@@ -105,6 +109,8 @@ class VlmoConfig(PreTrainedConfig):
         lack it.
 
     tie_word_embeddings: vocabulary head and word embedding share one table; the original does not tie.
+
+    pad_token_id: of the vocabulary.
 
     Raises ValueError for sizes that do not fit together, naming the value.
     """
