@@ -17,7 +17,7 @@ from transformers.utils import is_torchvision_available
 from hf_vlp.data.tokenization import train_bert_tokenizer, train_gpt2_tokenizer
 from hf_vlp.models.mome import processing_mome
 from hf_vlp.models.mome.modeling_vlmo import VlmoModel
-from hf_vlp.models.mome.processing_mome import MomeImageProcessorPil, MomeProcessor
+from hf_vlp.models.mome.processing_mome import MomeImageProcessor, MomeImageProcessorPil, MomeProcessor
 from tests.common.processing import ProcessorTests
 
 TEXTS = ("a dog", "two small cats sit on a mat")
@@ -28,7 +28,7 @@ def make_processor(**tokenizer_options) -> MomeProcessor:
     tokenizer = train_bert_tokenizer(list(TEXTS), 80)
     for name, value in tokenizer_options.items():
         setattr(tokenizer, name, value)
-    return MomeProcessor(MomeImageProcessorPil(size=SIDE), tokenizer)
+    return MomeProcessor(MomeImageProcessor(size=SIDE), tokenizer)
 
 
 def make_picture(seed: int = 0, width: int = 30, height: int = 20) -> Image.Image:

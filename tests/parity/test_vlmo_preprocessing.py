@@ -4,8 +4,8 @@ Covered: every entry of `image_preprocess_expected.safetensors`, through the ima
 as single pictures and as pairs. Pictures and sizes come from the names of the entries alone; `$HF_VLP_GOLDENS` names
 another folder.
 
-Tolerances: 1e-6 with the PIL back end, which resamples the same way; with torchvision's one step of 1 / 127.5 on
-single values, which it rounds differently.
+Tolerances: 1e-6 with the PIL back end, which resamples the same way. torchvision's rounds differently, also between
+the two directions: up to two steps of 1 / 127.5, on 1 % of the values of these pictures.
 """
 
 import os
@@ -64,8 +64,8 @@ def test_pairs_of_pictures_keep_their_order(cases):
 
 
 @pytest.mark.skipif(not is_torchvision_available(), reason="needs torchvision")
-def test_torchvision_back_end_is_one_step_apart_at_most(cases):
+def test_torchvision_back_end_is_two_steps_apart_at_most(cases):
     for picture, side, expected in cases:
         pixels = MomeImageProcessor(size=side)(picture, return_tensors="pt")["pixel_values"]
-        assert_near(pixels, expected[None], 1.01 / 127.5)
-        assert (pixels - expected).abs().mean() < 0.1 / 127.5
+        assert_near(pixels, expected[None], 2.01 / 127.5)
+        assert (pixels - expected).abs().mean() < 0.02 / 127.5

@@ -41,7 +41,7 @@ if is_torchvision_available():
     from transformers.image_processing_backends import TorchvisionBackend
 
     class MomeImageProcessor(_SquareTransform, TorchvisionBackend):
-        """As `MomeImageProcessorPil`, on tensors; it rounds differently, by one step of 1 / 127.5 here and there."""
+        """As `MomeImageProcessorPil`, on tensors; one value in a hundred is rounded differently, by 1 or 2 / 127.5."""
 
 else:
     # A repository saved where torchvision is installed names this class.
