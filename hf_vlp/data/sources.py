@@ -2,7 +2,8 @@
 
 `load_records(DataArguments(source=...), "train")` opens any of the kinds below, whole or streaming, and gives records
 with the same columns: `image`, not decoded (bytes or a path, so that the collator decodes, counts and drops bad
-pictures), `captions`, a list of strings, and whatever else the data holds, under its own name.
+pictures), `captions`, a list of strings, and whatever else the data holds, under its own name. With
+`record_type="questions"`, `"statements"` or `"texts"` they are those of other tasks; `hf_vlp.data.columns` lists them.
 
 =============== ============================================================ ======================================
 kind            recognised by                                                notes
@@ -13,6 +14,7 @@ kind            recognised by                                                not
 `csv`           files `*.csv`, `*.tsv`, or a folder of them                  likewise
 `imagefolder`   a folder with `metadata.jsonl`, `.csv` or `.parquet`         as in `datasets`
 `webdataset`    files `*.tar`, or a folder of them                           members `key.jpg`, `key.txt`, `key.json`
+`text`          files `*.txt`, or a folder of them                           a record for each line; for `texts`
 `disk`          a folder written by `Dataset.save_to_disk`
 `karpathy`      `dataset_coco.json`, `dataset_flickr30k.json`                `image_root` holds the pictures
 `coco`          `captions_val2014.json` and the like                         `image_root` holds the pictures
@@ -43,7 +45,9 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hf_vlp.data.columns import IMAGE_EXTENSIONS, RECORD_TYPES, column_names, has_scheme, unify
 
 if TYPE_CHECKING:
     import datasets
@@ -60,6 +64,7 @@ KINDS = (
     "csv",
     "imagefolder",
     "webdataset",
+    "text",
     "disk",
     "karpathy",
     "coco",
@@ -72,33 +77,27 @@ _EXTENSIONS = {
     "jsonl": (".jsonl", ".ndjson", ".json"),
     "csv": (".csv", ".tsv"),
     "webdataset": (".tar", ".tar.gz", ".tgz"),
+    "text": (".txt",),
 }
-_IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 _SYNONYMS = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing"),
 }
-# Names tried in this order when a column is not given.
-_IMAGE_COLUMNS = (
-    *("image", "img", "jpg", "jpeg", "png", "webp", "picture"),
-    *("image_path", "file_name", "filepath", "path", "image_url", "url"),
-)
-_CAPTION_COLUMNS = (
-    *("captions", "caption", "text", "texts", "sentences", "sentence", "txt"),
-    *("descriptions", "description", "alt_text", "json"),
-)
-_NESTED_KEYS = ("captions", "caption", "raw", "text")
 
 
 @dataclass
 class DataArguments:
-    """Which data, and which of their columns hold pictures and captions."""
+    """Which data, what a record holds, and which of their columns hold pictures and texts."""
 
     source: str = field(
         default="scenes", metadata={"help": "scenes, a file, folder or pattern of files, or a data set on the Hub."}
     )
     kind: str = field(default="auto", metadata={"help": f"How to read the source: {', '.join(KINDS)}."})
+    record_type: str = field(
+        default="captions",
+        metadata={"help": f"What a record holds, which also chooses the kind of scenes: {', '.join(RECORD_TYPES)}."},
+    )
     train_files: list[str] | None = field(
         default=None, metadata={"help": "Files (or patterns) of the training split; replaces source for it."}
     )
@@ -126,6 +125,18 @@ class DataArguments:
             "help": "Columns with captions; dots reach into objects: json.caption, sentences.raw. Default: found."
         },
     )
+    text_column: str | None = field(
+        default=None,
+        metadata={"help": "questions, statements: column with the question or questions, or the statement."},
+    )
+    answer_column: str | None = field(
+        default=None,
+        metadata={"help": "questions: column with the answer, the annotators' answers, or one for each question."},
+    )
+    label_column: str | None = field(default=None, metadata={"help": "statements: column with the labels."})
+    image_columns: list[str] | None = field(
+        default=None, metadata={"help": "statements: the two columns with the left and the right picture."}
+    )
     image_root: str | None = field(
         default=None,
         metadata={
@@ -149,8 +160,14 @@ class DataArguments:
     num_scenes: int = field(default=4000, metadata={"help": "scenes: pictures of the training split."})
     num_eval_scenes: int = field(default=400, metadata={"help": "scenes: pictures of every other split."})
     scene_size: int = field(default=64, metadata={"help": "scenes: width and height in pixels."})
-    scene_objects: list[int] = field(
-        default_factory=lambda: [2], metadata={"help": "scenes: objects in a picture, or fewest and most."}
+    scene_objects: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "scenes: objects in a picture, or fewest and most; default 2, for questions and statements 2 to 4."
+        },
+    )
+    scene_types: list[str] | None = field(
+        default=None, metadata={"help": "scenes: types of questions or statements; default: all."}
     )
     scene_language: str = field(default="en", metadata={"help": "scenes: language of the captions, en or zh."})
     scene_seed: int = field(default=0, metadata={"help": "scenes: seed of the pictures."})
@@ -158,16 +175,21 @@ class DataArguments:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}.")
+        if self.record_type not in RECORD_TYPES:
+            raise ValueError(f"record_type must be one of {', '.join(RECORD_TYPES)}, not {self.record_type!r}.")
         if not isinstance(self.source, str | os.PathLike) or not str(self.source):
             raise ValueError(f"source must be 'scenes', a path, a pattern or a name on the Hub, not {self.source!r}.")
         self.source = os.fspath(self.source)
-        for name in ("train_files", "validation_files", "test_files", "caption_columns", "scene_objects"):
+        lists = ("train_files", "validation_files", "test_files", "caption_columns", "scene_objects", "scene_types")
+        for name in lists:
             value = getattr(self, name)
             if isinstance(value, str | int):  # one entry need not be written as a list
                 setattr(self, name, [value])
             elif value is not None and not value:
                 raise ValueError(f"{name} must not be an empty list; leave it out instead.")
-        if len(self.scene_objects) > 2:
+        if self.image_columns is not None and len(self.image_columns) != 2:
+            raise ValueError(f"image_columns must name two columns, left and right, not {self.image_columns!r}.")
+        if self.scene_objects is not None and len(self.scene_objects) > 2:
             raise ValueError(f"scene_objects must be a number, or fewest and most, not {self.scene_objects}.")
         for entry in fields(self):
             value = getattr(self, entry.name)
@@ -185,12 +207,15 @@ def load_records(
             other split by the name that the data have for it.
         streaming: overrides `arguments.streaming`.
 
-    Returns a `datasets.Dataset`, or a `datasets.IterableDataset` when streaming, with the columns `image` (undecoded)
-    and `captions` (list of strings) and the others of the data.
+    Returns a `datasets.Dataset`, or a `datasets.IterableDataset` when streaming, with the columns that belong to
+    `arguments.record_type` (by default `image`, undecoded, and `captions`, a list of strings) and the others of the
+    data. Where one picture has a list of questions, the rows of the `Dataset` share it: its column `image` holds
+    numbers of pictures, and reading a row puts the picture in their place. Writing such a data set to a file would
+    lose the pictures.
 
     Raises ValueError when there is no such file, folder, split or column, when a folder holds no data, and when no
-    record has a caption; the message says what there is and what to set. In a stream, records without captions are
-    found, counted and limited by the collator.
+    record has a text; the message says what there is and what to set. In a stream, records without texts are found,
+    counted and limited by the collator.
     """
     streaming = arguments.streaming if streaming is None else streaming
     if not isinstance(split, str) or not split:
@@ -198,17 +223,23 @@ def load_records(
     opener = _Opener(arguments, split, streaming)
     dataset = opener.open()
     if not streaming:
-        # before the columns are mapped: nothing is computed for records that are not used
-        dataset = _limit(dataset, arguments, split) if arguments.exclude_ids is None else dataset
+        # Before the columns are mapped: nothing is computed for records that are not used. (A row may hold several
+        # questions, each a record.)
+        limit_first = arguments.exclude_ids is None and arguments.record_type != "questions"
+        dataset = _limit(dataset, arguments, split) if limit_first else dataset
         _require_records(dataset, arguments, split)
-    dataset = _unify(dataset, arguments, streaming, opener.folder)
+    with _naming_damaged_files(arguments.source):
+        columns = column_names(dataset)
+    if not columns:
+        raise ValueError(f"{arguments.source!r} holds no records.")
+    dataset = unify(dataset, columns, arguments, streaming=streaming, folder=opener.folder)
     if arguments.exclude_ids is not None:
         dataset = _exclude(dataset, Path(arguments.exclude_ids), streaming)
-        dataset = _limit(dataset, arguments, split) if not streaming else dataset
     if streaming:
         return _limit(dataset, arguments, split)
+    dataset = _limit(dataset, arguments, split)
     _require_records(dataset, arguments, split)
-    _require_captions(dataset, arguments)
+    _require_texts(dataset, arguments)
     _require_pictures(dataset)
     return dataset
 
@@ -228,26 +259,34 @@ def _require_records(dataset, arguments: DataArguments, split: str):
         )
 
 
-def _require_captions(dataset, arguments: DataArguments):
+def _require_texts(dataset, arguments: DataArguments):
+    column = RECORD_TYPES[arguments.record_type]
+    option = "caption_columns" if column == "captions" else "text_column"
     start = 0
-    texts_only = dataset.select_columns(["captions"])  # the bytes of the pictures need not be read for this
-    while start < len(dataset):  # ends at the first caption, thus nearly always in the first piece
-        piece = texts_only[start : start + 1000]["captions"]
-        if any(text is not None and text.strip() for captions in piece for text in captions or []):
+    texts_only = dataset.select_columns([column])  # the bytes of the pictures need not be read for this
+    while start < len(dataset):  # ends at the first text, thus nearly always in the first piece
+        piece = texts_only[start : start + 1000][column]
+        texts = (text for cell in piece for text in ([cell] if isinstance(cell, str) else cell or []))
+        if any(text is not None and text.strip() for text in texts):
             return
         start += 1000
     raise ValueError(
-        f"All captions of the {len(dataset):,} records are empty. "
-        f"{'Check' if arguments.caption_columns else 'Set caption_columns, or check'} the column: the data have "
+        f"All {column.removesuffix('s')}s of the {len(dataset):,} records are empty. "
+        f"{'Check' if getattr(arguments, option) else f'Set {option}, or check'} the column: the data have "
         f"{', '.join(dataset.column_names)}."
     )
 
 
 def _require_pictures(dataset):
     """A wrong root is found here, not after the first fifty bad samples."""
-    cells = dataset[:10]["image"]
+    column = next((name for name in ("image", "images") if name in dataset.column_names), None)
+    if column is None:
+        return
+    cells = dataset.select_columns([column])[:10][column]
+    if column == "images":
+        cells = [cell for pair in cells for cell in pair or ()]
     paths = [cell["path"] for cell in cells if cell and cell["bytes"] is None and cell["path"]]
-    if len(paths) == len(cells) and not any(_has_scheme(path) or os.path.exists(path) for path in paths):
+    if paths and len(paths) == len(cells) and not any(has_scheme(path) or os.path.exists(path) for path in paths):
         raise ValueError(
             f"None of the first {len(paths)} pictures exists, the first one is {paths[0]!r}. Set image_root to the "
             "folder that the paths start from."
@@ -330,6 +369,8 @@ class _Opener:
             raise ValueError(f"{self.split}_files needs files that can be read one by one, not the kind {kind!r}.")
         options = {"sep": "\t"} if kind == "csv" and files[0].endswith(".tsv") else {}
         dataset = self._load({"jsonl": "json"}.get(kind, kind), data_files={"train": files}, split="train", **options)
+        if kind == "text":  # empty lines part paragraphs
+            dataset = dataset.filter(lambda line: bool(line.strip()), input_columns=["text"])
         folders = {os.path.dirname(os.path.abspath(file)) for file in files if "://" not in file}
         self.folder = folders.pop() if len(folders) == 1 else None
         return dataset
@@ -352,18 +393,27 @@ class _Opener:
             raise ValueError(f"{options.get('data_files') or path} holds no records.") from None
 
     def _open_scenes(self):
-        from hf_vlp.data.scenes import make_scenes
+        from hf_vlp.data import scenes
 
         arguments = self.arguments
         number = arguments.num_scenes if self.split == "train" else arguments.num_eval_scenes
-        objects = arguments.scene_objects
-        dataset = make_scenes(
+        make = {"questions": scenes.make_questions, "statements": scenes.make_statement_pairs}.get(
+            arguments.record_type, scenes.make_scenes
+        )
+        objects = arguments.scene_objects or ([2] if make is scenes.make_scenes else [2, 4])
+        types = {}
+        if arguments.scene_types is not None:
+            if make is scenes.make_scenes:
+                raise ValueError("scene_types are types of questions or statements: set record_type to one of these.")
+            types = {f"{arguments.record_type.removesuffix('s')}_types": arguments.scene_types}
+        dataset = make(
             number,
             self.split_name,
             seed=arguments.scene_seed,
             image_size=arguments.scene_size,
             num_objects=objects[0] if len(objects) == 1 else tuple(objects),
             language=arguments.scene_language,
+            **types,
         )
         return dataset.to_iterable_dataset(num_shards=min(8, number)) if self.streaming else dataset
 
@@ -523,11 +573,13 @@ def _kind_of_folder(folder: Path) -> str:
             return "imagefolder"
         if (kind := _by_extension(path.name)) is not None:
             counts[kind] += 1
-        elif path.suffix.lower() in _IMAGE_EXTENSIONS:
+        elif path.suffix.lower() in IMAGE_EXTENSIONS:
             counts["pictures"] += 1
     for kind in ("parquet", "webdataset", "jsonl", "csv"):
         if counts[kind]:
             return kind
+    if counts["text"] and not counts["pictures"]:
+        return "text"
     if counts["pictures"]:
         raise ValueError(
             f"The folder {str(folder)!r} holds {counts['pictures']} pictures but no captions. Add a metadata.jsonl "
@@ -614,221 +666,6 @@ def _files_of_split(files: list[str], split: str, source: str) -> list[str]:
     raise _unknown_split(canonical, split, available, source)
 
 
-# Columns
-
-
-def _unify(dataset, arguments: DataArguments, streaming: bool, folder: str | None):
-    from datasets import Image
-
-    with _naming_damaged_files(arguments.source):
-        columns = _columns(dataset)
-    if not columns:
-        raise ValueError(f"{arguments.source!r} holds no records.")
-    known = dict(dataset.features or {})
-    image_columns = _find_image(columns, known, arguments)
-    caption_columns = _find_captions(columns, known, arguments)
-    for name, feature in known.items():
-        if isinstance(feature, Image) and feature.decode:
-            dataset = dataset.cast_column(name, Image(decode=False))
-    root = arguments.image_root
-    if root is not None and not os.path.isdir(root):
-        raise ValueError(f"image_root {root!r} is not a folder. Set it to the folder that holds the pictures.")
-    locate = _Locator(root or folder)
-    used = {column.split(".")[0] for column in caption_columns}
-    extract = _Extractor(caption_columns)
-    if streaming:
-        return _unify_stream(dataset, columns, known, image_columns, used, locate, extract)
-    return _unify_table(dataset, known, image_columns, used, locate, extract)
-
-
-def _columns(dataset) -> list[str]:
-    """Names of the columns; some streams (lists in JSON) know them from their first record only."""
-    return dataset.column_names if dataset.column_names is not None else list(next(iter(dataset), ()))
-
-
-def _unify_stream(dataset, columns, known, image_columns, used, locate, extract):
-    from datasets import Features, Image, List, Value
-
-    kept = [name for name in columns if name not in used | set(image_columns) | {"image", "captions"}]
-
-    def to_record(row):
-        image = next((row[name] for name in image_columns if row.get(name) is not None), None)
-        return {"image": locate(image), "captions": extract(row), **{name: row.get(name) for name in kept}}
-
-    features = None
-    if known:
-        features = Features(
-            {
-                "image": Image(decode=False),
-                "captions": List(Value("string")),
-                **{name: dataset.features[name] for name in kept},
-            }
-        )
-    return dataset.map(to_record, remove_columns=columns, features=features)
-
-
-def _unify_table(dataset, known, image_columns, used, locate, extract):
-    """Only captions and paths are computed; the column with the bytes of the pictures is never copied."""
-    from datasets import Features, Image, List, Value, concatenate_datasets
-
-    if len(image_columns) > 1:
-        raise ValueError(
-            f"The pictures are in several columns, {', '.join(image_columns)}. Set image_column to one of them, or "
-            "streaming to use all."
-        )
-    (image_column,) = image_columns
-    text = Value("string")
-    parts = {}
-    if not (used == {"captions"} and known.get("captions") in (List(text), List(Value("large_string")))):
-        parts["captions"] = dataset.select_columns(sorted(used)).map(
-            lambda row: {"captions": extract(row)},
-            remove_columns=sorted(used),
-            features=Features({"captions": List(text)}),
-            desc="captions",
-        )
-    if known[image_column] in (text, Value("large_string")):
-        parts["image"] = dataset.select_columns([image_column]).map(
-            lambda row: {"image": locate(row[image_column])},
-            remove_columns=[image_column],
-            features=Features({"image": Image(decode=False)}),
-            desc="paths",
-        )
-        dropped = {image_column}
-    else:
-        dropped = set()
-    dropped |= used if "captions" in parts else set()
-    # a column that is not used but has the name of one that we make
-    dropped |= {name for name in ("image", "captions") if name in known and name not in used | {image_column}}
-    rest = dataset.remove_columns(sorted(dropped & set(known)))
-    if image_column in rest.column_names:
-        rest = rest.cast_column(image_column, Image(decode=False))
-        rest = rest.rename_column(image_column, "image") if image_column != "image" else rest
-    tables = [table for table in (rest, *parts.values()) if table.column_names]
-    return concatenate_datasets(tables, axis=1) if len(tables) > 1 else tables[0]
-
-
-def _find_image(columns: list[str], known: dict, arguments: DataArguments) -> list[str]:
-    from datasets import Image
-
-    if arguments.image_column is not None:
-        if arguments.image_column not in columns:
-            raise ValueError(
-                f"There is no image column {arguments.image_column!r}; the data have {', '.join(columns)}. "
-                "Set image_column to one of these."
-            )
-        return [arguments.image_column]
-    typed = [name for name, feature in known.items() if isinstance(feature, Image)]
-    if len(typed) == 1:
-        return typed
-    extensions = [name for name in columns if f".{name}" in _IMAGE_EXTENSIONS]  # webdataset with several formats
-    if extensions:
-        return extensions
-    for name in _IMAGE_COLUMNS:
-        if name in columns:
-            return [name]
-    raise ValueError(
-        f"No image column is recognised; the data have {', '.join(columns)}. Set image_column to the one that holds "
-        "pictures, paths or addresses."
-    )
-
-
-def _find_captions(columns: list[str], known: dict, arguments: DataArguments) -> list[str]:
-    if arguments.caption_columns is not None:
-        for column in arguments.caption_columns:
-            top, *keys = column.split(".")
-            if column in columns:
-                continue
-            if top not in columns:
-                raise ValueError(
-                    f"There is no caption column {column!r}; the data have {', '.join(columns)}. Set caption_columns "
-                    "to one or more of these."
-                )
-            available = _keys_of(known.get(top))
-            if available is not None and keys and keys[0] not in available:
-                raise ValueError(
-                    f"The column {top!r} has no field {keys[0]!r}, only {', '.join(available) or 'plain values'}. "
-                    "Correct caption_columns."
-                )
-        return arguments.caption_columns
-    for name in _CAPTION_COLUMNS:
-        if name not in columns:
-            continue
-        available = _keys_of(known.get(name))
-        if not available:
-            if name != "json":
-                return [name]
-        elif key := next((key for key in _NESTED_KEYS if key in available), None):
-            return [f"{name}.{key}"]
-    raise ValueError(
-        f"No caption column is recognised; the data have {', '.join(columns)}. Set caption_columns to the one or "
-        "those that hold the captions (dots reach into objects: json.caption)."
-    )
-
-
-def _keys_of(feature) -> list[str] | None:
-    """Fields of a column of objects (or lists of them); an empty list for plain values, None when unknown."""
-    if feature is None:
-        return None
-    inner = getattr(feature, "feature", feature)
-    return list(inner) if isinstance(inner, dict) else []
-
-
-class _Extractor:
-    """Record -> list of captions, from one or several columns, with dots into objects."""
-
-    def __init__(self, columns: list[str]):
-        self.columns = columns
-
-    def __call__(self, row: dict[str, Any]) -> list[str]:
-        captions: list[str] = []
-        for column in self.columns:
-            if column in row:
-                self._collect(row[column], [], captions)
-            else:
-                top, *keys = column.split(".")
-                self._collect(row.get(top), keys, captions)
-        return captions
-
-    def _collect(self, value, keys: list[str], captions: list[str]) -> None:
-        if isinstance(value, list | tuple):
-            for item in value:
-                self._collect(item, keys, captions)
-        elif isinstance(value, dict) and keys:
-            self._collect(value.get(keys[0]), keys[1:], captions)
-        elif isinstance(value, bytes):
-            captions.append(value.decode("utf-8", "replace"))
-        elif isinstance(value, str):
-            captions.append(value)
-        elif value is not None:
-            raise ValueError(
-                f"Captions must be text, but {', '.join(self.columns)} holds {value!r} of type "
-                f"{type(value).__name__}. Correct caption_columns."
-            )
-
-
-class _Locator:
-    """Picture cell -> the dict of bytes and path that `datasets.Image(decode=False)` uses.
-
-    Relative paths in text columns get the root in front; what `datasets` itself located, and addresses, stay.
-    """
-
-    def __init__(self, root: str | None):
-        self.root = root
-
-    def __call__(self, cell) -> dict[str, Any] | None:
-        if cell is None or isinstance(cell, dict):
-            return cell
-        if isinstance(cell, bytes):
-            return {"bytes": cell, "path": None}
-        if cell and self.root and not _has_scheme(cell):
-            cell = os.path.join(self.root, cell)
-        return {"bytes": None, "path": cell}
-
-
-def _has_scheme(path: str) -> bool:
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path) is not None or "::" in path
-
-
 def _exclude(dataset, file: Path, streaming: bool):
     """Leave out records whose `image_id` (or `file_name`) stands in the file."""
     if not file.is_file():
@@ -836,7 +673,7 @@ def _exclude(dataset, file: Path, streaming: bool):
     content = file.read_text(encoding="utf-8")
     ids = json.loads(content) if content.lstrip().startswith("[") else content.split("\n")
     ids = {str(entry).strip() for entry in ids} - {""}
-    columns = _columns(dataset)
+    columns = column_names(dataset)
     column = next((name for name in ("image_id", "file_name", "id", "__key__") if name in columns), None)
     if column is None:
         raise ValueError(f"exclude_ids needs a column image_id, file_name, id or __key__; the data have {columns}.")

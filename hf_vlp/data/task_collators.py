@@ -35,7 +35,7 @@ from PIL import Image
 from hf_vlp.data.answers import AnswerVocabulary, soft_scores
 from hf_vlp.data.collators import _name, _TrainingCollator
 from hf_vlp.data.masking import BUDGETS, WordPieces, draw_noise, mask_tokens, mask_whole_words
-from hf_vlp.metrics.vqa import normalize_answer
+from hf_vlp.metrics.vqa import human_answers, normalize_answer
 
 __all__ = [
     "ImageTextCollator",
@@ -247,8 +247,8 @@ class QuestionCollator(_TaskCollator):
     A record has `image`, `question` and one of
 
     * `labels` and `scores`: class numbers and their scores, lists of one length (no `scores`: 1 each);
-    * `answers`, the answers of its annotators as strings, or `answer`, a single one: scored by `soft_scores`, which
-      gives a single answer the score 1.
+    * `answers`, those of its annotators as strings or as VQA's dicts, or `answer`, a single one: scored by
+      `soft_scores`, which gives a single answer the score 1.
 
     A question none of whose answers is in the vocabulary is dropped and counted as bad, as the original drops it. If
     that is more than the policy tolerates, filter the records or enlarge the vocabulary.
@@ -320,7 +320,9 @@ class QuestionCollator(_TaskCollator):
             )
         if self.vocabulary is None:
             raise ValueError(f"The records have {column!r}: give the vocabulary that turns answers into labels.")
-        answers = [record[column]] if isinstance(record[column], str) else record[column]
+        if not record[column]:
+            return [], []
+        answers = human_answers(record)
         if self.normalize_answers:
             answers = [answer if answer in self.vocabulary else normalize_answer(answer) for answer in answers]
         return soft_scores(answers, self.vocabulary, normalize_raw_answers=False)

@@ -473,7 +473,7 @@ def test_captions_that_are_numbers_are_refused(tmp_path, arguments):
 def test_missing_files_and_folders_are_refused(tmp_path, arguments, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "notes.rtf").write_text("x")
     write_pictures(tmp_path / "pictures")
     cases = {
         "gone.parquet": "No such file: 'gone.parquet'",
@@ -481,7 +481,7 @@ def test_missing_files_and_folders_are_refused(tmp_path, arguments, monkeypatch)
         "none-*.jsonl": "No such file",
         "./gone": "there is no such file or folder",
         "/gone/away/entirely": "there is no such file or folder",
-        str(tmp_path / "notes.txt"): "file of an unknown type",
+        str(tmp_path / "notes.rtf"): "file of an unknown type",
         str(tmp_path / "empty"): "is empty",
         str(tmp_path / "pictures"): "holds 6 pictures but no captions.*metadata.jsonl",
     }
@@ -667,7 +667,7 @@ def test_arguments_are_read_from_yaml_and_flags(tmp_path):
     assert settings.caption_columns == ["a", "b"]
     assert settings.streaming is True
     assert settings.max_train_samples == 5
-    assert settings.scene_objects == [2]
+    assert settings.scene_objects is None
 
 
 def test_every_argument_has_a_help_text():

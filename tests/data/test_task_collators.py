@@ -209,6 +209,7 @@ def test_answers_become_soft_labels(processor):
     cases = [
         ({"answer": "green"}, {1: 1.0}),
         ({"answers": ["green"]}, {1: 1.0}),
+        ({"answers": [{"answer": "green", "answer_id": 1}]}, {1: 1.0}),
         ({"answers": ["red"] * 2 + ["blue"] * 3 + ["a white"] * 4 + ["mauve"]}, {0: 0.6, 2: 0.9, 4: 1.0}),
         ({"labels": [3, 5], "scores": [0.3, 1.0]}, {3: 0.3, 5: 1.0}),
         ({"labels": [3]}, {3: 1.0}),
