@@ -20,14 +20,8 @@ def run_command(architecture: str, arguments: Sequence[str], *, show: Callable[[
     module = import_module(f"hf_vlp.conversion.{architecture}")
     options = vars(_make_parser(architecture, module).parse_args(list(arguments)))
     checkpoint, output = options.pop("checkpoint"), options.pop("output")
-    if options.pop("reverse"):
-        if given := [f"--{name}" for name, value in options.items() if value is not None]:
-            raise ValueError(f"--reverse takes no {', '.join(given)}: the repository knows its head and sizes.")
-        show(f"Written: {module.convert_back(checkpoint, output)}")
-        return
     options = {name: value for name, value in options.items() if value is not None}
     show(str(module.convert(checkpoint, output, **options)))
-    show(f"Written: {output}")
 
 
 def main(architecture: str) -> None:

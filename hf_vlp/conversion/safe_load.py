@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import re
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 # Where the tensors lie in files of known trainers, in the order of trying; a flat dictionary needs no name.
 WRAPPERS = ("state_dict", "module", "model")
 PREFIX = "module."
+# Classes beyond torch's own list. BEiT's training code stores its options so: attributes, no code.
+ALLOWED = (Namespace,)
 
 _HALF = (torch.float16, torch.bfloat16)
 _BYTES_AT_ONCE = 1 << 24
@@ -42,7 +45,7 @@ class LoadedCheckpoint:
 def load_checkpoint(path: str | Path, *, float32: bool = False) -> LoadedCheckpoint:
     """Read the tensors of a .pt, .pth, .ckpt (by whatever name) or .safetensors file.
 
-    Pickles are read with `weights_only=True` alone: tensors and plain containers. The tensors stay on the disk until
+    Pickles are read with `weights_only=True` alone: tensors, plain containers and `ALLOWED`. The tensors stay on the disk until
     they are used where the format allows it.
 
     Args:
@@ -138,7 +141,8 @@ def _read_pickle(path: Path) -> Any:
     with open(path, "rb") as file:
         is_archive = file.read(4) == b"PK\x03\x04"  # what torch.save writes since version 1.6
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+        with torch.serialization.safe_globals(list(ALLOWED)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
         needed = re.findall(r"GLOBAL ([\w.]+)", str(error))
         if needed:

@@ -22,8 +22,8 @@ import torch
 
 from hf_vlp.conversion.checks import check_finite_outputs, compare_outputs
 from hf_vlp.conversion.report import FILE_NAME, ConversionReport, describe_source, enumerate_names
-from hf_vlp.conversion.safe_load import load_checkpoint
-from hf_vlp.hub.cards import make_card
+from hf_vlp.conversion.safe_load import LoadedCheckpoint, load_checkpoint
+from hf_vlp.hub.cards import load_checkpoint_data, make_card, published_checkpoints
 from hf_vlp.hub.export import save_repository, staged_directory
 from hf_vlp.models.mome.configuration_vlmo import PUBLISHED_SIZES, VlmoConfig
 from hf_vlp.models.mome.mome import (
@@ -44,6 +44,7 @@ HEADS = {
     "base": "VlmoModel",
     "image_classification": "VlmoForImageClassification",
 }
+_WITH_CLASSES = ("vqa", "nlvr2", "image_classification")
 SIZES = tuple(PUBLISHED_SIZES)
 BEIT = "beit"
 
@@ -658,9 +659,10 @@ def convert(
     labels: str | Path | None = None,
     parity: tuple[str | Path, str | Path] | None = None,
     tolerance: float = 1e-4,
+    reverse: bool = False,
     push_to_hub: str | None = None,
-) -> ConversionReport:
-    """Make a repository of ours from a file of the original.
+) -> ConversionReport | Path:
+    """Make a repository of ours from a file of the original; returns the report.
 
     Everything is checked before anything is written: no tensor left over, strict loading, every tensor the same bit
     for bit after the way back, finite outputs on random input, and recorded outputs with `parity`. The repository with
@@ -674,14 +676,22 @@ def convert(
         config: fields of `VlmoConfig`, or a JSON file with them: what the tensors cannot tell, and what shall differ
             from the file (`image_size`, `max_text_length`, rates of dropout, ...).
         size: key in `PUBLISHED_SIZES` that the file must have.
-        vocab: the vocabulary of the tokenizer, a WordPiece to a line; without it the processor has no tokenizer.
+        vocab: the vocabulary of the tokenizer, a WordPiece to a line, or a folder with a `vocab.txt`; without it the
+            repository has no tokenizer.
         labels: names of the classes in order: a line each, or JSON as a list or {name: number} or {number: name}.
         parity: safetensors files with inputs and outputs of the original, see `compare_outputs`.
         tolerance: of `parity`.
+        reverse: the other way, see `convert_back`; takes no further options, and returns the path of the file.
         push_to_hub: id to which the repository is uploaded.
 
     Raises ValueError or OSError with the reason; what was in `output` before then still is.
     """
+    if reverse:
+        given = {"head": head, "config": config, "size": size, "vocab": vocab, "labels": labels, "parity": parity}
+        given["push_to_hub"] = push_to_hub
+        if superfluous := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"The way back takes no {', '.join(superfluous)}: the repository knows what it holds.")
+        return convert_back(checkpoint, output)
     loaded = load_checkpoint(checkpoint, float32=True)
     fields = _read_fields(config)
     inferred = infer_config(loaded.state_dict, **{**read_run_settings(loaded.settings), **fields})
@@ -690,16 +700,20 @@ def convert(
         raise ValueError(f"The file is not of the size {size!r}, but {inferred.size or 'unpublished'}: {found}.")
     head = head or ("masked_lm" if inferred.head == BEIT else inferred.head)
     starts = head != inferred.head
-    wanted = {**inferred.config, **(_fields_of_next_stage(inferred, head) if starts else {}), **fields}
-    names = _read_labels(labels)
-    if names is None and head == "nlvr2":
+    wanted = {**inferred.config, **(_fields_of_next_stage(inferred, head, fields) if starts else {}), **fields}
+    if names := _read_labels(labels):
+        if head not in _WITH_CLASSES:
+            raise ValueError(f"{HEADS[head]} has no classes that labels could name.")
+        if not starts and len(names) != wanted["num_labels"]:
+            raise ValueError(f"{labels} names {len(names)} classes, the file has {wanted['num_labels']}.")
+    elif head == "nlvr2" and wanted.get("num_labels", 2) == 2:
         names = ["False", "True"]
-    if names is not None:
-        if not starts and len(names) != wanted.get("num_labels", len(names)):
-            raise ValueError(f"{labels or head} names {len(names)} classes, the file has {wanted['num_labels']}.")
+    elif starts and head in _WITH_CLASSES and not {"num_labels", "id2label"} & set(wanted):
+        raise ValueError(f"How many classes shall the new {head} head have? Give labels, or num_labels in the config.")
+    if names:
+        wanted.pop("num_labels", None)
         wanted["id2label"] = dict(enumerate(names))
         wanted["label2id"] = {name: index for index, name in enumerate(names)}
-        wanted.pop("num_labels", None)
     model_config = VlmoConfig(**wanted)
     result = convert_state_dict(loaded.state_dict, model_config, head)
     broken = [name for name, value in result.state_dict.items() if not torch.isfinite(value).all()]
@@ -753,7 +767,7 @@ def convert(
         output,
         model=model,
         processor=processor,
-        card=make_card(model, description=description),
+        card=make_card(model, checkpoint=_published_name(loaded, inferred.size, head), description=description),
         extra_files={FILE_NAME: report.to_dict()},
     )
     if push_to_hub is not None:
@@ -800,6 +814,15 @@ def convert_back(repository: str | Path, output: str | Path) -> Path:
     return output
 
 
+def _published_name(loaded: LoadedCheckpoint, size: str | None, head: str) -> str | None:
+    """The name of the published file that this one is by its name, size and head, for the card."""
+    name = loaded.path.stem
+    if name not in published_checkpoints():
+        return None
+    data = load_checkpoint_data(name)
+    return name if (data["size"], data["model_class"]) == (size, HEADS[head]) else None
+
+
 def _read_fields(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
     """Fields of `VlmoConfig` that were given, alone or in a JSON file; raises ValueError for unknown ones."""
     if config is None:
@@ -839,17 +862,18 @@ def _read_labels(path: str | Path | None) -> list[str] | None:
     raise ValueError(f"{path} must be a list of names, {{name: number}} or {{number: name}} with numbers from 0 on.")
 
 
-def _fields_of_next_stage(inferred: InferredConfig, head: str) -> dict[str, Any]:
+def _fields_of_next_stage(inferred: InferredConfig, head: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """What differs from the file when it starts another stage, as in the original's recipes."""
     fields: dict[str, Any] = {}
     if inferred.head in (BEIT, "masked_lm") and head not in ("masked_lm", "base"):
         fields["max_text_length"] = min(_default("max_text_length"), inferred.config["max_text_length"])
-        if inferred.size is None:
+        if inferred.size is not None:
+            fields["vl_expert_start_layer"] = _published(inferred.size, "vl_expert_start_layer")
+        elif "vl_expert_start_layer" not in given:
             raise ValueError(
                 f"Starting {head} from {inferred.head} adds vision-language experts. Give vl_expert_start_layer, the "
                 "first block with one (on the command line in the file of --config)."
             )
-        fields["vl_expert_start_layer"] = _published(inferred.size, "vl_expert_start_layer")
     if head == "nlvr2":
         fields["type_vocab_size"] = 3
     if head == "retrieval":
@@ -891,7 +915,7 @@ def _make_processor(config: VlmoConfig, vocab: str | Path | None):
         ]
     from transformers import BertTokenizer
 
-    vocab = Path(vocab)
+    vocab = Path(vocab) / "vocab.txt" if Path(vocab).is_dir() else Path(vocab)
     if not vocab.is_file():
         raise FileNotFoundError(f"There is no vocabulary {vocab}.")
     tokenizer = BertTokenizer(vocab=str(vocab), do_lower_case=True, model_max_length=config.max_text_length)

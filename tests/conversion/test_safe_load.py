@@ -1,12 +1,13 @@
 """Reading foreign checkpoints.
 
 Covered: every nesting and prefix, both file formats and the legacy format of torch, settings beside the tensors, half
-precision, SHA-256, and one clear ValueError each for: code in the pickle (never run), cut-off files of three formats,
+precision, the one class that is allowed, SHA-256, and one clear ValueError each for: code in the pickle (never run), cut-off files of three formats,
 an empty file, a Git LFS pointer, a web page, no tensors, a tensor or list in the place of a dictionary, a folder.
 """
 
 import hashlib
 import pickle
+from argparse import Namespace
 from collections import OrderedDict
 
 import pytest
@@ -83,6 +84,14 @@ def test_half_precision_is_cast_on_request(tmp_path, dtype):
     assert torch.equal(cast.state_dict["a"], half.float())
     assert cast.state_dict["b"].dtype == torch.int64
     assert cast.dtypes == {str(dtype).removeprefix("torch."): 1, "int64": 1, "float32": 1}
+
+
+def test_options_of_the_trainer_of_beit_are_allowed(tmp_path):
+    options = Namespace(lr=1e-3, output_dir="out")
+    torch.save({"model": TENSORS, "args": options, "epoch": 3}, tmp_path / "file.pth")
+    loaded = load_checkpoint(tmp_path / "file.pth")
+    assert_same(loaded.state_dict, TENSORS)
+    assert loaded.settings == {"args": options, "epoch": 3}
 
 
 class _Bomb:

@@ -3,10 +3,12 @@
 Covered: each golden checkpoint (six of VLMo in four nestings, one of BEiT): nesting, recognised head, sizes, no tensor
 left over, strict loading into the model class, bit-equal way back with and without index tables; stage 2 into stage 3,
 BEiT (fine-tuned, and merely pre-trained with one shared table) into stage 2, pre-training into NLVR2 and into VQA at a
-larger picture, with the missing and unexpected names of `load_reports.json`; interpolated tables. Numbers of the
-models themselves are in `test_vlmo.py`. Sizes come from the files alone; `$HF_VLP_GOLDENS` names another folder.
+larger picture, with the missing and unexpected names of `load_reports.json`; interpolated tables; the whole command on
+each file, with the recorded outputs compared. All other numbers are in `test_vlmo.py`. Sizes come from the files
+alone; `$HF_VLP_GOLDENS` names another folder.
 
-Tolerance: 1e-5 for interpolated tables, computed in float64 here; everything else must be equal.
+Tolerance: 1e-5 for interpolated tables, computed in float64 here; 1e-4 for recorded outputs, whose sums are ordered
+in another way; everything else must be equal.
 """
 
 import json
@@ -21,6 +23,7 @@ from hf_vlp.conversion.safe_load import load_checkpoint
 from hf_vlp.conversion.vlmo import (
     HEADS,
     check_round_trip,
+    convert,
     convert_state_dict,
     infer_config,
     model_class,
@@ -41,6 +44,15 @@ HEAD_OF = {
     "baseplus": "pretraining",
 }
 INDEX_TABLES = ("relative_position_index", "text_relative_position_index", "text_imag_relative_position_index")
+# Outputs that the command must have compared at least.
+COMPARED = {
+    "pretrain": {"mlm_logits", "itm_logits", "itc_logits_per_image", "mlm_loss", "itc_loss", "itm_loss"},
+    "stage2": {"mlm_logits", "mlm_loss"},
+    "vqa": {"logits", "loss"},
+    "nlvr2": {"logits", "loss"},
+    "retrieval": {"image_embeds", "text_embeds", "logits_per_image", "loss"},
+    "baseplus": {"mlm_logits", "mlm_loss", "image_vl_features", "text_vl_features"},
+}
 MADE_ANEW = (*INDEX_TABLES, "text_embeddings.position_ids")
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no goldens in {FOLDER}")
@@ -64,7 +76,7 @@ def known(settings, name: str) -> dict:
 
 
 def read(settings, name: str) -> tuple[dict[str, torch.Tensor], dict]:
-    tensors = load_checkpoint(FOLDER / f"{name}.pt").state_dict
+    tensors = load_checkpoint(FOLDER / f"{name}.pt", float32=True).state_dict
     return tensors, infer_config(tensors, **known(settings, name)).config
 
 
@@ -251,6 +263,17 @@ def test_bias_tables_are_interpolated():
         )
         result = interpolate_position_bias_table(tables[f"{case}.table"], source, target, length)
         torch.testing.assert_close(result, tables[f"{case}.expected"], atol=TABLES, rtol=0)
+
+
+def test_the_command_compares_the_recorded_outputs(settings, name, tmp_path):
+    inputs = FOLDER / f"{'pretrain' if name == 'baseplus' else name}_inputs.safetensors"
+    recording = (inputs, FOLDER / f"{name}_expected.safetensors")
+    if not all(file.is_file() for file in recording):
+        pytest.skip(f"no recording of {name} in {FOLDER}")
+    report = convert(FOLDER / f"{name}.pt", tmp_path / "out", config=known(settings, name), parity=recording)
+    line = report.checks[-1]
+    compared = line.split("compared ")[1].split(";")[0].split(", ")
+    assert set(compared) >= COMPARED[name], line
 
 
 def test_every_head_of_a_published_file_is_covered():
