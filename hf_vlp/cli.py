@@ -43,8 +43,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-# Architectures whose original checkpoints can be converted.
-CONVERTED = ("vlmo",)
 _TAKES_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -431,32 +429,41 @@ def match(
     _tell_unread(len(failed), len(pictures), strict)
 
 
-@app.command(
-    epilog="\b\nExample: hf-vlp convert vlmo vlmo_base_patch16_480_vqa.pt vlmo-base-vqa --labels answer2label.txt"
-)
+@app.command(epilog="\b\nExample: hf-vlp convert vlmo vlmo_base_patch16_480_vqa.pt vlmo-base-vqa --vocab vocab.txt")
 def convert(
     architecture: Annotated[str, typer.Argument(help="What the checkpoint is of: vlmo.")],
     checkpoint: Annotated[Path, typer.Argument(help="File of the original, or with --reverse a folder of ours.")],
     output: Annotated[Path, typer.Argument(help="Folder that is written, or with --reverse a file.")],
-    head: Annotated[str | None, typer.Option(help="Task of the model; by default what the tensors show.")] = None,
-    config: Annotated[Path | None, typer.Option(help="JSON with fields of the configuration.")] = None,
-    size: Annotated[str | None, typer.Option(help="Published size; by default what the tensors show.")] = None,
-    vocab: Annotated[Path | None, typer.Option(help="The tokenizer's vocabulary: vocab.txt, or a folder.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Names of the labels of a classifier.")] = None,
-    reverse: Annotated[bool, typer.Option("--reverse", help="Back to the names of the original.")] = False,
-    push_to_hub: Annotated[str | None, typer.Option(help="Also upload it, as NAME or ORGANISATION/NAME.")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="By default what the tensors show; another one starts a further stage.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="JSON with fields of the configuration that the tensors cannot tell.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Published size that the file must have.")] = None,
+    vocab: Annotated[
+        Path | None, typer.Option(help="Vocabulary of the tokenizer (vocab.txt); without it there is none.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Names of the classes in order: a line each, or JSON.")] = None,
+    parity: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="INPUTS EXPECTED", help="Recorded inputs and outputs to compare with (safetensors)."),
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Largest difference to recorded outputs.")] = 1e-4,
+    reverse: Annotated[bool, typer.Option("--reverse", help="From a repository to the original's layout.")] = False,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="ID", help="Upload the repository too.")] = None,
 ):
-    """Convert a checkpoint of the original code to a repository, or back, and print what was done with each tensor."""
+    """Turn an original checkpoint into a repository, or back; everything is checked, and told in a report."""
     from importlib import import_module
-    from importlib.util import find_spec
 
-    name = architecture.lower().replace("-", "_")
-    if not name.isidentifier() or name not in CONVERTED or find_spec(f"hf_vlp.conversion.{name}") is None:
-        raise ValueError(f"There is no conversion for {architecture!r}, only for {', '.join(CONVERTED)}.")
+    from hf_vlp.conversion import ARCHITECTURES
+
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"There is no conversion for {architecture!r}, only for {', '.join(ARCHITECTURES)}.")
     if not checkpoint.exists():
         raise ValueError(f"There is no file or folder {checkpoint} (looked in {Path.cwd()}).")
     _hide_loading_bars()
-    report = import_module(f"hf_vlp.conversion.{name}").convert(
+    report = import_module(f"hf_vlp.conversion.{architecture}").convert(
         checkpoint,
         output,
         head=head,
@@ -464,6 +471,8 @@ def convert(
         size=size,
         vocab=vocab,
         labels=labels,
+        parity=parity,
+        tolerance=tolerance,
         reverse=reverse,
         push_to_hub=push_to_hub,
     )

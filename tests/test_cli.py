@@ -1,7 +1,8 @@
 """The command line, on a tiny random repository built for the occasion.
 
 Covers: help with an example for every command, answered without heavy imports; `caption` with files, folders,
-patterns and URLs, text and JSON lines, batches, prompts, and bad pictures; `info` for models and adapters; `evaluate`
+patterns and URLs, text and JSON lines, batches, prompts, and bad pictures; `ask` and `match` likewise; `convert` there
+and back; `info` for models and adapters, native models and all heads of VLMo; `evaluate`
 with its table, JSON, submission and report; `document-frequencies`; `train` and its settings; errors in one line with
 exit code 2, from each command, with the traceback on request; the exit when the reader of the output goes away.
 """
@@ -23,9 +24,13 @@ from hf_vlp.captioning import find_pictures, to_coco_results
 from hf_vlp.cli import app
 from hf_vlp.hub.export import save_repository
 from tests.hub.tiny_vc_gpt import make_picture, make_tiny_model, make_tiny_processor
+from tests.pipelines.tiny_vlmo import make_vlmo, save_vlmo
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("quickstart", "train", "evaluate", "caption", "info", "push", "document-frequencies")
+COMMANDS = (
+    *("quickstart", "train", "evaluate", "caption", "ask", "match", "convert", "info", "push"),
+    "document-frequencies",
+)
 
 
 def run(*arguments, code: int = 0):
@@ -210,7 +215,193 @@ app(["talk"])
     assert result.stderr == ""
 
 
+# ask
+
+
+@pytest.fixture(scope="module")
+def vlmo(tmp_path_factory):
+    root = tmp_path_factory.mktemp("vlmo")
+    names = ("VlmoForVisualQuestionAnswering", "VlmoForImageTextRetrieval", "VlmoModel", "VlmoForMaskedLM")
+    return {name: save_vlmo(root / name, name) for name in names}
+
+
+@pytest.fixture
+def answering(vlmo):
+    return vlmo["VlmoForVisualQuestionAnswering"]
+
+
+def test_one_picture_and_one_question_give_the_answer_alone(answering, pictures):
+    from hf_vlp.pipelines import pipeline
+
+    expected = pipeline("vqa", model=answering)(str(pictures / "0.png"), "red circle", top_k=1)[0]
+    output = run("ask", answering, pictures / "0.png", "--question", "red circle").stdout
+    assert output == f"{expected['answer']} ({expected['score']:.2f})\n"
+
+
+def test_several_pictures_and_questions_give_a_line_each_with_both_before_it(answering, pictures):
+    questions = ["red circle", "what is above"]
+    output = run("ask", answering, pictures, "-q", questions[0], "-q", questions[1], "--top-k", 2).stdout
+    lines = [line.split("\t") for line in output.splitlines()]
+    names = [str(pictures / f"{seed}.png") for seed in range(3)]
+    assert [line[:2] for line in lines] == [[name, question] for name in names for question in questions]
+    assert all(line[2].count(")") == 2 for line in lines)
+    lone = run("ask", answering, pictures, "-q", questions[0]).stdout.splitlines()
+    assert [line.split("\t")[0] for line in lone] == names
+    lone = run("ask", answering, pictures / "0.png", "-q", questions[0], "-q", questions[1]).stdout.splitlines()
+    assert [line.split("\t")[0] for line in lone] == questions
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_answers_as_json_lines_are_those_of_the_pipeline_in_every_batch(answering, pictures, batch_size):
+    from hf_vlp.pipelines import pipeline
+
+    arguments = ("-q", "red circle", "-q", "what is above", "--json", "--top-k", 3, "--batch-size", batch_size)
+    rows = [json.loads(line) for line in run("ask", answering, pictures, *arguments).stdout.splitlines()]
+    pipe = pipeline("vqa", model=answering)
+    for row in rows:
+        expected = pipe(row["image"], row["question"], top_k=3)
+        assert [answer["answer"] for answer in row["answers"]] == [answer["answer"] for answer in expected]
+        scores = [answer["score"] for answer in row["answers"]]
+        assert scores == pytest.approx([answer["score"] for answer in expected], abs=1e-5)
+    assert len(rows) == 6
+    assert len({row["answers"][0]["score"] for row in rows}) == 6
+
+
+def test_models_that_generate_answer_without_a_score(pictures, tmp_path):
+    from tests.pipelines.tiny_answerers import save_blip_vqa
+
+    directory = save_blip_vqa(str(tmp_path))
+    (row,) = map(json.loads, run("ask", directory, pictures / "0.png", "-q", "red", "--json").stdout.splitlines())
+    assert list(row["answers"][0]) == ["answer"]
+    assert run("ask", directory, pictures / "0.png", "-q", "red").stdout == row["answers"][0]["answer"] + "\n"
+
+
+def test_ask_tells_bad_pictures_once_and_goes_on(answering, pictures, bad_picture):
+    arguments = ("ask", answering, bad_picture, pictures / "0.png", "-q", "red", "-q", "blue")
+    result = run(*arguments, "--json")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert ["error" in row for row in rows] == [True, True, False, False]
+    assert "1 of 2 pictures could not be read." in result.stderr
+    assert result.stderr.count("not an image") == 1
+    assert len(run(*arguments, "--strict", code=1).stdout.splitlines()) == 2
+    assert run("ask", answering, bad_picture, "-q", "red", code=1).stdout == ""
+
+
+# match
+
+
+@pytest.fixture
+def matching(vlmo):
+    return vlmo["VlmoForImageTextRetrieval"]
+
+
+def test_pictures_are_ranked_for_each_text(matching, pictures):
+    output = run("match", matching, "--images", pictures, "--texts", "red circle", "--texts", "a cross").stdout
+    lines = [line.split("\t") for line in output.splitlines()]
+    assert [(line[0], line[1]) for line in lines] == [
+        (t, str(r)) for t in ("red circle", "a cross") for r in (1, 2, 3)
+    ]
+    for text in ("red circle", "a cross"):
+        scores = [float(line[2]) for line in lines if line[0] == text]
+        assert scores == sorted(scores, reverse=True)
+        assert {line[3] for line in lines if line[0] == text} == {str(pictures / f"{seed}.png") for seed in range(3)}
+
+
+def test_texts_of_a_file_are_ranked_for_each_picture_as_json(matching, pictures, tmp_path):
+    (tmp_path / "texts.txt").write_text("red circle\n\na cross\nsmall\nred circle\n")
+    arguments = ("--texts", tmp_path / "texts.txt", "--query", "images", "--top-k", 2, "--rerank", 3, "--json")
+    lines = run("match", matching, "--images", pictures / "[01].png", *arguments).stdout.splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [(Path(row["image"]).name, row["rank"]) for row in rows] == [
+        (f"{i}.png", r) for i in (0, 1) for r in (1, 2)
+    ]
+    assert {row["text"] for row in rows} <= {"red circle", "a cross", "small"}
+    assert all(row.keys() == {"image", "text", "rank", "similarity", "match"} for row in rows)
+
+
+def test_match_leaves_bad_pictures_out_and_tells_them(matching, pictures, bad_picture):
+    arguments = ("match", matching, "--images", bad_picture, "--images", pictures / "0.png", "--texts", "red")
+    result = run(*arguments)
+    assert len(result.stdout.splitlines()) == 1
+    assert "not an image" in result.stderr
+    assert "1 of 2 pictures could not be read." in result.stderr
+    run(*arguments, "--strict", code=1)
+    assert run("match", matching, "--images", bad_picture, "--texts", "red", code=1).stdout == ""
+
+
+# convert
+
+
+def test_a_checkpoint_is_converted_there_and_back(tmp_path, pictures):
+    import torch
+
+    from hf_vlp import VlmoConfig
+    from hf_vlp.conversion.vlmo import empty_model, revert_state_dict
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = VlmoConfig(
+        **sizes, vocab_size=8, vl_expert_start_layer=1, image_size=32, patch_size=16, max_text_length=6, num_labels=3
+    )
+    generator = torch.Generator().manual_seed(0)
+    shapes = {name: value.shape for name, value in empty_model(config, "vqa").state_dict().items()}
+    ours = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    original = revert_state_dict(ours, config, "vqa", index_tables=True)
+    torch.save(original, tmp_path / "original.pt")
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\ndog\nwhat\n")
+    (tmp_path / "labels.txt").write_text("yes\nno\nred\n")
+    options = ("--vocab", tmp_path / "vocab.txt", "--labels", tmp_path / "labels.txt")
+    text = run("convert", "vlmo", tmp_path / "original.pt", tmp_path / "ours", *options).stdout
+    assert "VlmoForVisualQuestionAnswering" in text
+    assert "SHA-256" in text
+    answer = run("ask", tmp_path / "ours", pictures / "0.png", "--question", "what red", "--json", "--top-k", 9).stdout
+    assert {row["answer"] for row in json.loads(answer)["answers"]} == {"yes", "no", "red"}
+    run("convert", "vlmo", tmp_path / "ours", tmp_path / "back.pt", "--reverse")
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    back = back.get("state_dict", back)
+    assert all(torch.equal(back[name], value) for name, value in original.items() if "index" not in name)
+
+
+def test_options_of_convert_reach_the_function(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("hf_vlp.conversion.vlmo.convert", lambda *arguments, **options: calls.append(options))
+    (tmp_path / "x.pt").touch()
+    flags = {"head": "vqa", "config": Path("c.json"), "size": "base", "labels": Path("l.txt"), "push_to_hub": "a/b"}
+    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value)]
+    run("convert", "vlmo", tmp_path / "x.pt", tmp_path / "out", *words, "--parity", "i.st", "e.st", "--tolerance", 0.1)
+    parity = (Path("i.st"), Path("e.st"))
+    assert calls == [{**flags, "vocab": None, "parity": parity, "tolerance": 0.1, "reverse": False}]
+
+
 # info
+
+
+@pytest.mark.parametrize(
+    "name, task",
+    [
+        ("VlmoForVisualQuestionAnswering", "visual-question-answering"),
+        ("VlmoForImageTextRetrieval", "zero-shot-image-classification"),
+        ("VlmoForMaskedLM", "fill-mask"),
+        ("VlmoModel", "image-feature-extraction"),
+    ],
+)
+def test_info_of_a_flat_configuration_counts_the_class_that_was_saved(vlmo, name, task):
+    facts = json.loads(run("info", vlmo[name], "--json").stdout)
+    assert facts["model_class"] == name
+    assert facts["pipelines"] == [task]
+    assert sum(part["total"] for part in facts["parameters"].values()) == make_vlmo(name).num_parameters()
+    assert (facts["settings"]["hidden_size"], facts["settings"]["vl_expert_start_layer"]) == (32, 1)
+    assert facts["settings"].get("num_labels") == (7 if name == "VlmoForVisualQuestionAnswering" else None)
+    assert {"attention", "experts"} <= facts["lora_presets"].keys()
+
+
+def test_info_tells_the_class_and_pipeline_of_native_models(tmp_path):
+    from tests.pipelines.tiny_answerers import save_vilt
+
+    text = run("info", save_vilt(str(tmp_path))).stdout
+    assert "a vilt model, ViltForQuestionAnswering" in text
+    assert "AutoModelForVisualQuestionAnswering -> ViltForQuestionAnswering" in text
+    assert 'pipeline("visual-question-answering")' in text
+    assert "num_labels = 7" in text
 
 
 def test_info_tells_sizes_classes_and_lora_targets(model):
@@ -356,6 +547,18 @@ def test_metrics_that_cannot_be_computed_are_told_before_captioning(model, monke
         (["info", "./nowhere"], "neither a folder"),
         (["caption", "{empty}", "{picture}"], "no config.json"),
         (["caption", "{other}", "{picture}"], "Unrecognized configuration class"),
+        (["ask", "{empty}", "{picture}", "-q", "red"], "no config.json"),
+        (["ask", "{model}", "{picture}", "-q", "red"], "Unrecognized configuration class"),
+        (["ask", "{model}", "{picture}", "-q", " "], "question is empty"),
+        (["ask", "{model}", "{empty}", "-q", "red"], "holds no pictures"),
+        (["match", "{empty}", "--images", "{picture}", "--texts", "red"], "no config.json"),
+        (["match", "{model}", "--images", "{picture}", "--texts", "red"], "Unrecognized configuration class"),
+        (["match", "{model}", "--images", "{picture}", "--texts", "no.txt"], "no file no.txt"),
+        (["match", "{model}", "--images", "{picture}", "--texts", "{picture}"], "not a text file"),
+        (["match", "{model}", "--images", "{empty}", "--texts", "red"], "holds no pictures"),
+        (["convert", "blip", "x.pt", "out"], "no conversion for 'blip', only for vlmo"),
+        (["convert", "vlmo", "x.pt", "out"], "no file or folder x.pt"),
+        (["convert", "vlmo", "{picture}", "{yaml}/../out"], "0.png"),
         (["evaluate", "{empty}"], "no config.json"),
         (["evaluate", "{model}", "--data", "{empty}"], "is empty"),
         (["evaluate", "{model}", "--split", "tset"], "tset"),
