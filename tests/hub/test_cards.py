@@ -7,7 +7,10 @@ having card data, adapters, cards of the published files (data, licence, origin,
 the copies of template and data in `model_cards/`.
 """
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -184,20 +187,43 @@ def test_files_in_model_cards_are_those_of_the_package():
     assert read(ROOT / "model_cards") == read(ROOT / "hf_vlp" / "hub" / "model_cards")
 
 
-@pytest.mark.parametrize("name", tiny_vlmo.CLASS_NAMES)
-def test_usage_examples_of_every_class_run(name, tmp_path, monkeypatch, capsys):
-    directory = tmp_path / "tiny"
-    model = tiny_vlmo.make_model(name)
-    card = make_card(model, model_id=str(directory))
-    save_repository(directory, model=model, processor=tiny_vlmo.make_processor(), card=card)
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory):
+    """A folder with two pictures and a repository of every VLMo class, whose cards name their place in it."""
+    folder = tmp_path_factory.mktemp("repositories")
+    for name in tiny_vlmo.CLASS_NAMES:
+        model = tiny_vlmo.make_model(name)
+        card = make_card(model, model_id=f"./{name}")
+        save_repository(folder / name, model=model, processor=tiny_vlmo.make_processor(), card=card)
     for index, file in enumerate(("photo.jpg", "photo2.jpg")):
-        make_picture(index).save(tmp_path / file)
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "card", "exec"), {})
+        make_picture(index).save(folder / file)
+    return folder
+
+
+def read_examples(repository: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("name", tiny_vlmo.CLASS_NAMES)
+def test_usage_examples_of_every_class_run(name, repositories, monkeypatch, capsys):
+    monkeypatch.chdir(repositories)
+    examples = read_examples(repositories / name)
+    assert examples
+    for example in examples:
+        exec(compile(example, "card", "exec"), {})
         assert capsys.readouterr().out.strip()
+
+
+def test_first_example_of_every_class_runs_without_the_package(repositories):
+    examples = [read_examples(repositories / name)[0] for name in tiny_vlmo.CLASS_NAMES]
+    code = "import sys\nsys.modules['hf_vlp'] = None  # any import of it fails\n" + "\n".join(examples)
+    environment = {**os.environ, "HF_MODULES_CACHE": str(repositories / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repositories, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(examples)
 
 
 @pytest.mark.parametrize("name", tiny_vlmo.CLASS_NAMES)
