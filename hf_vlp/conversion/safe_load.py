@@ -45,8 +45,8 @@ class LoadedCheckpoint:
 def load_checkpoint(path: str | Path, *, float32: bool = False) -> LoadedCheckpoint:
     """Read the tensors of a .pt, .pth, .ckpt (by whatever name) or .safetensors file.
 
-    Pickles are read with `weights_only=True` alone: tensors, plain containers and `ALLOWED`. The tensors stay on the disk until
-    they are used where the format allows it.
+    Pickles are read with `weights_only=True` alone: tensors, plain containers and `ALLOWED`. The tensors
+    stay on the disk until they are used where the format allows it.
 
     Args:
         float32: cast tensors of half precision to float32, which is exact.

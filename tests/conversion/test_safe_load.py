@@ -1,8 +1,9 @@
 """Reading foreign checkpoints.
 
-Covered: every nesting and prefix, both file formats and the legacy format of torch, settings beside the tensors, half
-precision, the one class that is allowed, SHA-256, and one clear ValueError each for: code in the pickle (never run), cut-off files of three formats,
-an empty file, a Git LFS pointer, a web page, no tensors, a tensor or list in the place of a dictionary, a folder.
+Covered: every nesting and prefix, both file formats and the legacy format of torch, settings beside the tensors, the
+one class that is allowed, half precision, SHA-256, and one clear ValueError each for: code in the pickle (never run),
+cut-off files of three formats, an empty file, a Git LFS pointer, a web page, no tensors, a tensor or list in the place
+of a dictionary, a folder.
 """
 
 import hashlib

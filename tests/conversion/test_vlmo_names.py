@@ -101,11 +101,9 @@ def test_random_weights_of_published_shapes_come_back_bit_for_bit(section):
     assert all(torch.equal(back[name], tensor) for name, tensor in original.items())
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", sorted(set(HEADS) - {"image_classification"}))  # which no original has
 @pytest.mark.parametrize("absolute", [False, True])
 def test_random_weights_come_back_bit_for_bit(head, absolute):
-    if head == "image_classification":
-        pytest.skip("no original has this head")
     changes = {"type_vocab_size": 3} if head == "nlvr2" else {}
     if absolute:
         changes |= {
