@@ -273,7 +273,7 @@ def evaluate_question_answering(
     return _finish(results, rows, len(predictions), start, predictions_path)
 
 
-# Labels: statements over two pictures, and pictures alone
+# Labels: statements over pictures, and pictures alone
 
 STATEMENT_COLUMNS = ("statement", "sentence", "text")
 
@@ -298,7 +298,12 @@ def _evaluate_labels(
         if prediction is not None:
             record = records[index]
             identity = next(
-                (record[name] for name in ("identifier", "statement_id") if record.get(name) is not None), None
+                (
+                    record[name]
+                    for name in ("identifier", "example_id", "statement_id")
+                    if record.get(name) is not None
+                ),
+                None,
             )
             identity = record_id(record) if identity is None else identity
             row = {"id": index if identity is None else identity, "label": label_number(record["label"], model)}
@@ -327,7 +332,7 @@ def _evaluate_labels(
     return _finish(results, rows, len(predictions), start, predictions_path)
 
 
-def evaluate_image_pairs(
+def evaluate_statements(
     model,
     processor,
     records: Sequence[dict],
@@ -341,11 +346,12 @@ def evaluate_image_pairs(
     seed: int = 0,
     bad_samples: BadSamplePolicy | None = None,
 ) -> dict[str, Any]:
-    """Statements over two pictures (NLVR2): `accuracy`, and `consistency` where records have an `identifier`.
+    """Statements over two pictures or one: `accuracy`, and `consistency` where the data can tell it.
 
-    Records have `images`, a list of two; `statement`, `sentence` or `text`; and `label`, a bool, number or name.
+    Records have `images`, a list of two, or `image`; `statement`, `sentence` or `text`; and `label`, a bool, number or
+    name. Consistency needs an `identifier` in each (NLVR2), or an `example_id` (NLVR, with `permutation`).
     """
-    from hf_vlp.metrics.nlvr2 import nlvr2_metrics
+    from hf_vlp.metrics.nlvr2 import nlvr2_metrics, nlvr_metrics
 
     def judge(images, chunk):
         texts = [_text_of(record, STATEMENT_COLUMNS) for record in chunk]
@@ -356,8 +362,14 @@ def evaluate_image_pairs(
         labels = [row["label"] for row in rows]
         if model.config.num_labels != 2:
             return {"accuracy": sum(map(int.__eq__, predictions, labels)) / len(rows)}
-        has_identifiers = all(records[row["index"]].get("identifier") is not None for row in rows)
-        return nlvr2_metrics(predictions, labels, [row["id"] for row in rows] if has_identifiers else None)
+        metas = [records[row["index"]] for row in rows]
+        if all(record.get("identifier") is not None for record in metas):
+            return nlvr2_metrics(predictions, labels, [record["identifier"] for record in metas])
+        if all(record.get("example_id") is not None for record in metas):
+            turns = [record.get("permutation") for record in metas]
+            ids = [record["example_id"] for record in metas]
+            return nlvr_metrics(predictions, labels, ids, None if None in turns else turns)
+        return nlvr2_metrics(predictions, labels)
 
     return _evaluate_labels(
         model,
@@ -691,11 +703,11 @@ class _Subset:
 __all__ = [
     "chance_recalls",
     "evaluate_image_classification",
-    "evaluate_image_pairs",
     "evaluate_masked_language",
     "evaluate_pretraining",
     "evaluate_question_answering",
     "evaluate_retrieval",
+    "evaluate_statements",
     "label_number",
     "predict_records",
     "rank_and_world_size",

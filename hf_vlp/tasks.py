@@ -25,6 +25,7 @@ class Task:
     evaluate: function that measures records and the baselines, as `"module:name"`; called through
         `hf_vlp.evaluation.evaluate_model`.
     score: the metric that stands for the others, higher is better.
+    record_type: what a record of the data holds, unless `data.record_type` says otherwise.
     texts: columns of a record with the texts that a tokenizer is trained from; the first that a record has counts.
     labels: where the labels of the head come from: `"answers"` and `"classes"` are read from the training records, a
         tuple names them; `None` for heads without labels.
@@ -40,6 +41,7 @@ class Task:
     collator_options: tuple[str, ...] = ()
     collator_labels: str | None = None
     drop_last: bool = False
+    record_type: str = "captions"
     texts: tuple[str, ...] = ("captions", "text")
     labels: str | tuple[str, ...] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -84,6 +86,7 @@ TASKS: dict[str, Task] = {
             collator_options=_MASKING_OPTIONS,
             evaluate="hf_vlp.evaluation_tasks:evaluate_masked_language",
             score="mlm_accuracy",
+            record_type="texts",
         ),
         Task(
             name="visual_question_answering",
@@ -94,6 +97,7 @@ TASKS: dict[str, Task] = {
             collator_labels="vocabulary",
             evaluate="hf_vlp.evaluation_tasks:evaluate_question_answering",
             score="exact_match",
+            record_type="questions",
             texts=("question",),
             labels="answers",
         ),
@@ -103,11 +107,26 @@ TASKS: dict[str, Task] = {
             collator="hf_vlp.data.task_collators:PairImagesCollator",
             collator_options=(*_PADDING_OPTIONS, "augment"),
             collator_labels="label2id",
-            evaluate="hf_vlp.evaluation_tasks:evaluate_image_pairs",
+            evaluate="hf_vlp.evaluation_tasks:evaluate_statements",
             score="accuracy",
+            record_type="statements",
             texts=("statement", "sentence", "text"),
             labels=("False", "True"),
             config={"type_vocab_size": 3},
+        ),
+        Task(
+            # Statements about one picture, such as NLVR and visual entailment, by the head for questions.
+            name="image_and_text_classification",
+            head="ForVisualQuestionAnswering",
+            auto_class="AutoModelForVisualQuestionAnswering",
+            collator="hf_vlp.pretraining.labels:StatementCollator",
+            collator_options=(*_PADDING_OPTIONS, "augment"),
+            collator_labels="label2id",
+            evaluate="hf_vlp.evaluation_tasks:evaluate_statements",
+            score="accuracy",
+            record_type="statements",
+            texts=("statement", "sentence", "text"),
+            labels="classes",
         ),
         Task(
             name="image_text_retrieval",

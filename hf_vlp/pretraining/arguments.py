@@ -496,6 +496,8 @@ def _build(settings: dict, stage: str | None = None) -> RunArguments:
         if values is None:
             parts[section] = None
             continue
+        if section == "data":
+            values = {"record_type": TASKS[parts.get("task", "captioning")].record_type, **values}
         hints = typing.get_type_hints(dataclass_type)
         typed = {key: coerce(value, hints[key], f"{section}.{key}") for key, value in values.items()}
         parts[section] = HfArgumentParser(dataclass_type).parse_dict(typed)[0]

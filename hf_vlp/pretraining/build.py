@@ -79,36 +79,32 @@ def check_architecture(path: str | os.PathLike, architecture: str) -> PreTrained
     return config
 
 
-def has_head(architecture: str, task: str | Task) -> bool:
-    """Whether an architecture has a model class for a task."""
-    try:
-        get_model_class(architecture, task)
-    except ValueError:
-        return False
-    return True
-
-
-def get_model_class(architecture: str, task: str | Task) -> type:
-    """The model class of an architecture that does a task; ValueError names the tasks that it has heads for."""
+def find_model_class(architecture: str, task: str | Task) -> type | None:
+    """The model class of an architecture that does a task, `None` if there is none."""
     task, entry = get_task(task), ARCHITECTURES[architecture]
     name = entry.models.get(task.auto_class) or entry.config.removesuffix("Config") + task.head
     try:
         return entry.get("modeling", name)
     except AttributeError:
-        heads = [other for other in TASKS if other != task.name and has_head(architecture, other)]
-        raise ValueError(
-            f"{architecture} has no head for the task {task.name!r}, only for {', '.join(heads)}."
-        ) from None
+        return None
+
+
+def get_model_class(architecture: str, task: str | Task) -> type:
+    """The model class of an architecture that does a task; ValueError names the tasks that it has heads for."""
+    task = get_task(task)
+    model_class = find_model_class(architecture, task)
+    if model_class is None:
+        heads = [other for other in TASKS if find_model_class(architecture, other)]
+        raise ValueError(f"{architecture} has no head for the task {task.name!r}, only for {', '.join(heads)}.")
+    return model_class
 
 
 def make_image_processor(architecture: str, config: PreTrainedConfig, options: dict):
     """The image processor that fits a configuration, with some of its options replaced."""
-    import transformers
     from transformers.utils import is_torchvision_available
 
-    entry = ARCHITECTURES[architecture]
-    name = entry.image_processors["torchvision" if is_torchvision_available() else "pil"]
-    processor_class = getattr(transformers, name, None) or entry.get("processing", name)
+    backend = "torchvision" if is_torchvision_available() else "pil"
+    processor_class = ARCHITECTURES[architecture].get_image_processor(backend)
     return processor_class(**{**_image_size_options(config), **options})
 
 
@@ -353,6 +349,8 @@ def find_labels(run: RunArguments, records) -> list[str] | None:
         found = {record["label"] for record in _only_columns(records, ("label",))}
         if all(isinstance(label, str) for label in found):
             return sorted(found)
+        if all(isinstance(label, bool) for label in found):
+            return ["False", "True"]
         return [str(label) for label in range(max(map(int, found)) + 1)]
     return None
 
@@ -442,10 +440,10 @@ __all__ = [
     "check_lengths",
     "describe_start",
     "find_labels",
+    "find_model_class",
     "first_records",
     "freeze_towers",
     "get_model_class",
-    "has_head",
     "iterate_captions",
     "iterate_references",
     "iterate_texts",

@@ -1,4 +1,4 @@
-"""Batches of labelled pictures."""
+"""Batches of labelled pictures, with or without a statement about them."""
 
 from typing import Any
 
@@ -30,4 +30,14 @@ class LabelCollator(PairImagesCollator):
         return {"pixel_values": self._pixel_values(pictures), "labels": torch.tensor([row.target for row in rows])}
 
 
-__all__ = ["LabelCollator"]
+class StatementCollator(PairImagesCollator):
+    """Statements about one picture with a label each: `pixel_values` (rows, 3, H, W), texts, `labels` (rows,).
+
+    A record has `image`, `statement` and `label`; options as in `PairImagesCollator`.
+    """
+
+    def __init__(self, processor, **options):
+        super().__init__(processor, num_images=1, **options)
+
+
+__all__ = ["LabelCollator", "StatementCollator"]
