@@ -187,7 +187,7 @@ def _split_table(dataset, columns, known, plan):
     kept = [name for name in _rest(columns, plan) if name not in _QUESTION_IDS]
     features = _split_features(known, _features(dataset, plan, kept))
     features["image"] = Value("int64")
-    texts = dataset.remove_columns([name for name in sources if name not in kept])
+    texts = dataset.remove_columns(sources) if image.as_is else dataset  # paths may be what names the rows
 
     def split(rows, indices):
         return _split(rows, indices, plan, kept, numbered=True)

@@ -1,7 +1,8 @@
 """Sources and collators on real photographs, read from `$HF_VLP_DATA` or `../shared/data`.
 
 Covers: the parquet folders `flickr8k_mini`, `flickr8k_160px` and `coco_cc_by`, whole and streaming: splits, counts,
-captions, every picture decodable, batches. Skipped when the folder is absent. Expected numbers come from the files.
+captions, every picture decodable, batches; the questions of `easy_vqa` and `daquar` with their pictures, the
+statements of `nlvr_v1`. Skipped when the folder is absent. Expected numbers come from the files.
 """
 
 import os
@@ -36,7 +37,7 @@ def files(folder: str, prefix: str) -> list[Path]:
 @pytest.fixture
 def arguments(tmp_path):
     datasets.disable_progress_bars()
-    return lambda folder: DataArguments(source=str(ROOT / folder), dataset_cache=str(tmp_path))
+    return lambda folder, **options: DataArguments(source=str(ROOT / folder), dataset_cache=str(tmp_path), **options)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -82,3 +83,30 @@ def test_training_batch_holds_the_captions_of_its_photographs(arguments):
     decoded = processor.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
     for row, text in enumerate(decoded):
         assert text in [" ".join(caption.split()) for caption in chunk[row // 2]["captions"]]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("folder", ["easy_vqa", "daquar"])
+def test_questions_are_those_of_the_files_with_their_pictures(folder, streaming, arguments):
+    table = pyarrow.parquet.ParquetDataset([str(file) for file in files(folder, "test")]).read()
+    number = 300  # questions, about thirty pictures
+    records = load_records(arguments(folder, record_type="questions", max_eval_samples=number), "test", streaming)
+    expected = [
+        (row["image_id"], row["image"]["bytes"], question, [answer])
+        for row in table.slice(0, number).to_pylist()
+        for question, answer in zip(row["questions"], row["answers"])
+    ]
+    found = [(row["image_id"], row["image"]["bytes"], row["question"], row["answers"]) for row in records]
+    assert found == expected[:number]
+    if not streaming:
+        everything = load_records(arguments(folder, record_type="questions"), "test")
+        assert len(everything) == sum(map(len, table["questions"]))
+        assert len(set(everything["question_id"])) == len(everything)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_statements_are_those_of_the_files(streaming, arguments):
+    table = pyarrow.parquet.ParquetDataset([str(file) for file in files("nlvr_v1", "val")]).read(["sentence", "label"])
+    records = load_records(arguments("nlvr_v1", record_type="statements"), "validation", streaming)
+    rows = [(row["statement"], row["label"]) for row in records]
+    assert rows == list(zip(table["sentence"].to_pylist(), table["label"].to_pylist()))
