@@ -195,6 +195,8 @@ def load_checkpoint_data(name: str) -> dict[str, Any]:
         **own,
         "file": f"{name}.pt",
         "what": stage["what"],
+        "command": " ".join([published["command"].format(file=f"{name}.pt"), *stage.get("options", "").split()]),
+        "command_inputs": ", ".join(filter(None, [published["command_inputs"], stage.get("inputs")])),
         "columns": stage.get("columns"),
         "saw": "; ".join(saw),
         "datasets": list(dict.fromkeys(datasets)),
@@ -372,8 +374,9 @@ def _render_origin(published: Mapping[str, Any]) -> str:
         [
             f"Weights by the authors of the paper: `{file}`, {published['source']}. {published['what']}",
             f"Data that it has seen, by its authors' account: {published['saw']}.",
-            f"Converted, with every tensor accounted for and a report of it, by\n\n```bash\n"
-            f"{published['command'].format(file=file)}\n```",
+            "Converted, with every tensor accounted for in a report, by",
+            f"```bash\n{published['command']}\n```",
+            f"where {published['command_inputs']}.",
         ]
     )
 

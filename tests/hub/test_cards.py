@@ -7,6 +7,7 @@ having card data, adapters, cards of the published files (data, licence, origin,
 the copies of template and data in `model_cards/`.
 """
 
+import inspect
 import os
 import re
 import subprocess
@@ -326,7 +327,7 @@ def test_card_of_a_published_file_is_complete(name):
     for words in (
         f"`{name}.pt`",
         "https://github.com/wenhui0924/vlmo_ckpts",
-        f"hf-vlp convert vlmo {name}.pt OUTPUT",
+        f"hf-vlp convert vlmo {name}.pt OUTPUT --vocab vocab.txt",
         f"me/{name}",
         "Licence: MIT",
         "It was **not measured here**",
@@ -361,6 +362,20 @@ def test_data_of_a_fine_tuned_file_include_those_of_the_stages_before():
     assert data["datasets"][-1] == "HuggingFaceM4/VQAv2"
     assert "ranjaykrishna/visual_genome" in data["datasets"]
     assert "CC3M" not in load_checkpoint_data("vlmo_large_patch16_224_stage2")["saw"]
+
+
+def test_answers_of_question_answering_files_are_given_to_the_conversion():
+    command = "hf-vlp convert vlmo vlmo_base_patch16_480_vqa.pt OUTPUT --vocab vocab.txt --labels answers.txt\n"
+    assert command in str(make_published_card("vlmo_base_patch16_480_vqa"))
+    assert "--labels" not in str(make_published_card("vlmo_base_patch16_224"))
+
+
+def test_options_of_the_conversion_exist():
+    from hf_vlp.conversion.vlmo import convert
+
+    accepted = inspect.signature(convert).parameters
+    for name in published_checkpoints():
+        assert set(re.findall(r"--(\w+)", load_checkpoint_data(name)["command"])) <= set(accepted)
 
 
 def test_started_from_names_published_files():
