@@ -232,54 +232,69 @@ def infer_config(state_dict: Mapping[str, torch.Tensor], **known: Any) -> Inferr
         state_dict, _ = beit_to_vlmo(
             state_dict, known.get("max_text_length_of_table", _default("max_text_length_of_table"))
         )
-    config: dict[str, Any] = {}
-    patch = _shape(state_dict, "transformer.patch_embed.proj.weight")
-    config["hidden_size"], config["num_channels"], config["patch_size"] = patch[0], patch[1], patch[2]
-    blocks = {int(found[1]) for name in state_dict if (found := re.match(r"transformer\.blocks\.(\d+)\.", name))}
-    config["num_hidden_layers"] = max(blocks, default=-1) + 1
-    if len(blocks) < max(1, config["num_hidden_layers"]):
-        absent = sorted(set(range(config["num_hidden_layers"])) - blocks) or [0]
-        raise ValueError(f"The checkpoint has no tensor of block {', '.join(map(str, absent))}.")
+    hidden_size, num_channels, patch_size, _ = _shape(state_dict, "transformer.patch_embed.proj.weight", 4)
     expert = "mlp_imag" if head == BEIT else "mlp_text"
-    config["intermediate_size"] = _shape(state_dict, f"transformer.blocks.0.{expert}.fc1.weight")[0]
+    config: dict[str, Any] = {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": _count_blocks(state_dict),
+        "intermediate_size": _shape(state_dict, f"transformer.blocks.0.{expert}.fc1.weight", 2)[0],
+        "num_channels": num_channels,
+        "patch_size": patch_size,
+    }
     size = published_size(config)
+    config |= _infer_positions(state_dict, config, size, known)
+    if "transformer.blocks.0.gamma_1" not in state_dict:
+        config["layer_scale_init_value"] = None
+    if head == BEIT:
+        config["max_text_length"] = config.get("max_text_length_of_table", _default("max_text_length_of_table"))
+    else:
+        config["vocab_size"] = _shape(state_dict, "text_embeddings.word_embeddings.weight", 2)[0]
+        config["max_text_length"] = _shape(state_dict, _TEXT_POSITIONS, 2)[0]
+        config["type_vocab_size"] = _shape(state_dict, _TYPES, 2)[0]
+        config["text_type_vocab_size"] = _shape(state_dict, "text_embeddings.token_type_embeddings.weight", 2)[0]
+    config["vl_expert_start_layer"] = known.get("vl_expert_start_layer")
+    if config["vl_expert_start_layer"] is None:
+        config["vl_expert_start_layer"] = _first_vl_block(state_dict, config["num_hidden_layers"], head, size)
+    if head in ("vqa", "nlvr2"):
+        config["num_labels"] = _shape(state_dict, f"{head}_classifier.3.weight", 2)[0]
+    if head == "retrieval":
+        config["use_matching_head"] = "itm_score.fc.weight" in state_dict
+    return InferredConfig(config, head, size)
 
-    config["use_relative_position_bias"] = _TABLE in state_dict
-    config["use_absolute_position_embeddings"] = _POSITIONS in state_dict
+
+def _count_blocks(state_dict: Mapping[str, torch.Tensor]) -> int:
+    blocks = {int(found[1]) for name in state_dict if (found := re.match(r"transformer\.blocks\.(\d+)\.", name))}
+    count = max(blocks, default=0) + 1
+    if absent := sorted(set(range(count)) - blocks):
+        raise ValueError(f"The checkpoint has no tensor of block {', '.join(map(str, absent))}.")
+    return count
+
+
+def _infer_positions(
+    state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any], size: str | None, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Fields about positions of pictures and texts, and the number of heads, which the bias table tells."""
+    fields: dict[str, Any] = {
+        "use_relative_position_bias": _TABLE in state_dict,
+        "use_absolute_position_embeddings": _POSITIONS in state_dict,
+    }
+    heads = None if size is None else _published(size, "num_attention_heads")
     if _TABLE in state_dict:
-        rows, columns = _shape(state_dict, _TABLE)
-        window, length = _divide_rows(rows, state_dict.get("relative_position_index"), config["patch_size"], known)
-        config["max_text_length_of_table"] = length
+        rows, columns = _shape(state_dict, _TABLE, 2)
+        index = state_dict.get("relative_position_index")
+        window, fields["max_text_length_of_table"] = _divide_rows(rows, index, config["patch_size"], known)
         heads = columns // config["num_hidden_layers"]
     else:
-        window = math.isqrt(_shape(state_dict, _POSITIONS)[1] - 1)
-        heads = None if size is None else _published(size, "num_attention_heads")
-    config["image_size"] = window * config["patch_size"]
-    config["num_attention_heads"] = known.get("num_attention_heads", heads)
-    if config["num_attention_heads"] is None:
+        window = math.isqrt(_shape(state_dict, _POSITIONS, 3)[1] - 1)
+    fields["image_size"] = window * config["patch_size"]
+    fields["num_attention_heads"] = known.get("num_attention_heads", heads)
+    if fields["num_attention_heads"] is None:
         raise ValueError(
             f"The number of attention heads cannot be read from a model without a bias table, and hidden_size="
             f"{config['hidden_size']} with {config['num_hidden_layers']} blocks is no published size. Give "
             'num_attention_heads (on the command line: --config FILE with {"num_attention_heads": ...}).'
         )
-    if "transformer.blocks.0.gamma_1" not in state_dict:
-        config["layer_scale_init_value"] = None
-
-    if head == BEIT:
-        config["max_text_length"] = config.get("max_text_length_of_table", _default("max_text_length_of_table"))
-    else:
-        config["vocab_size"] = _shape(state_dict, "text_embeddings.word_embeddings.weight")[0]
-        config["max_text_length"] = _shape(state_dict, _TEXT_POSITIONS)[0]
-        config["type_vocab_size"] = _shape(state_dict, _TYPES)[0]
-        config["text_type_vocab_size"] = _shape(state_dict, "text_embeddings.token_type_embeddings.weight")[0]
-    config["vl_expert_start_layer"] = known.get("vl_expert_start_layer")
-    if config["vl_expert_start_layer"] is None:
-        config["vl_expert_start_layer"] = _first_vl_block(state_dict, config["num_hidden_layers"], head, size)
-    if head in ("vqa", "nlvr2"):
-        config["num_labels"] = _shape(state_dict, f"{head}_classifier.3.weight")[0]
-    if head == "retrieval":
-        config["use_matching_head"] = "itm_score.fc.weight" in state_dict
-    return InferredConfig(config, head, size)
+    return fields
 
 
 def _default(name: str) -> Any:
@@ -290,17 +305,20 @@ def _published(size: str, name: str) -> Any:
     return PUBLISHED_SIZES[size].get(name, _default(name))
 
 
-def _shape(state_dict: Mapping[str, torch.Tensor], name: str) -> torch.Size:
+def _shape(state_dict: Mapping[str, torch.Tensor], name: str, num_dims: int) -> torch.Size:
     if name not in state_dict:
         raise ValueError(f"The checkpoint has no tensor {name}, from which sizes are read. Is the file whole?")
-    return state_dict[name].shape
+    shape = state_dict[name].shape
+    if len(shape) != num_dims:
+        raise ValueError(f"{name} has the shape {list(shape)}, where {num_dims} dimensions are expected.")
+    return shape
 
 
 def _divide_rows(rows: int, index: torch.Tensor | None, patch_size: int, known: Mapping[str, Any]) -> tuple[int, int]:
     """Rows of the bias table -> (patches along a side, longest text): (2 window - 1)^2 + 5 + 2 length of them."""
     length = known.get("max_text_length_of_table")
-    if length is None and index is not None:
-        window = math.isqrt(index.shape[0] - 1)
+    if length is None and index is not None and index.dim() == 2:
+        window = math.isqrt(max(0, index.shape[0] - 1))
     else:
         tried = _default("max_text_length_of_table") if length is None else length
         if window := _window_of(rows, tried):

@@ -185,6 +185,15 @@ def test_every_other_missing_tensor_is_an_error(name):
         convert_state_dict(original, config)
 
 
+@pytest.mark.parametrize("name", ["relative_position_bias_table", "token_type_embeddings.weight"])
+def test_tensors_that_sizes_are_read_from_must_be_there_with_their_dimensions(name):
+    original, _ = random_file("vqa")
+    with pytest.raises(ValueError, match=rf"{name} has the shape \[5\], where 2 dimensions"):
+        infer_config({**original, name: torch.zeros(5)})
+    with pytest.raises(ValueError, match=r"no tensor transformer\.pos_embed|no tensor token_type_embeddings"):
+        infer_config({key: tensor for key, tensor in original.items() if key != name})
+
+
 def test_a_missing_block_is_named():
     original, _ = random_file("vqa")
     with pytest.raises(ValueError, match="no tensor of block 1"):
