@@ -195,6 +195,9 @@ def record_id(record: dict[str, Any]) -> Any:
 def _name(record: dict[str, Any]) -> str:
     """How messages call a record."""
     identity = record_id(record)
+    if identity is None:
+        names = ("question_id", "statement_id", "identifier", "example_id")
+        identity = next((record[name] for name in names if record.get(name) is not None), None)
     return "a record" if identity is None else f"the record {identity!r}"
 
 

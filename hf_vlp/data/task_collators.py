@@ -19,7 +19,8 @@ The processor is called as `processor(images=, text=, padding=, truncation=True,
 return_tensors="pt")`, once a batch. A record with several texts gets one of them, drawn.
 
 A batch without any good record is one row of white pictures with the text "a" and labels of -100 throughout. Models
-must take -100 for "nothing to learn", in rows of soft labels as well, and give the loss 0 for such a batch.
+must take -100 for "nothing to learn", in rows of soft labels as well, and give the loss 0 for such a batch. (The
+contrastive loss of a single pair is 0 by itself; `PreTrainingCollator` makes two equal rows.)
 """
 
 from __future__ import annotations
@@ -233,8 +234,8 @@ class PreTrainingCollator(_MaskingCollator):
 
     def _batch(self, rows):
         if rows[0].generator is None:
-            # The second row keeps the search for hard negatives going. Both are equal: no gradient comes from telling
-            # them apart, and next to none from matching.
+            # The second row keeps the search for hard negatives going. As both are equal, masked language modelling
+            # and the contrastive loss have no gradient; the matching head alone learns from the two.
             rows = rows * 2
         batch = super()._batch(rows)
         batch["mlm_input_ids"], batch["labels"] = self._mask(rows, batch)

@@ -430,6 +430,13 @@ def test_bad_records_leave_the_batch_and_are_counted(processor, collator_class):
             make(collator_class, processor, bad_samples=BadSamplePolicy("raise"))([record])
 
 
+@pytest.mark.parametrize("name", ["image_id", "question_id", "statement_id", "identifier"])
+def test_messages_name_the_record(processor, name):
+    record = {"images": [picture()], "statement": "a red dog", "label": 1, name: "number 7"}
+    with pytest.raises(BadSampleError, match="the record 'number 7' has 1 pictures, not two"):
+        PairImagesCollator(processor, bad_samples=BadSamplePolicy("raise"))([record])
+
+
 @pytest.mark.parametrize("collator_class", COLLATORS)
 def test_batch_of_bad_records_only_can_be_run_and_has_nothing_to_learn(processor, collator_class):
     good = make(collator_class, processor)(RECORDS[:2])
@@ -480,6 +487,30 @@ def test_wrong_columns_are_a_mistake_not_a_bad_sample(processor, collator_class,
     with pytest.raises(ValueError, match=message) as caught:
         make(collator_class, processor)([record])
     assert not isinstance(caught.value, BadSampleError)
+
+
+def test_contrastive_and_masked_losses_have_no_gradient_from_bad_records_only(processor):
+    from hf_vlp.models.mome.configuration_vlmo import VlmoConfig
+    from hf_vlp.models.mome.modeling_vlmo import VlmoForPreTraining
+
+    config = VlmoConfig(
+        vocab_size=len(processor.tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=SIDE,
+        patch_size=8,
+        vl_expert_start_layer=1,
+    )
+    model = VlmoForPreTraining(config).eval()
+    losses = model(**PreTrainingCollator(processor)(bad_records(PreTrainingCollator))).losses
+    assert losses["mlm"] == 0
+    (losses["mlm"] + losses["itc"]).backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert gradients
+    assert max(gradient.abs().max() for gradient in gradients) < 1e-6
+    assert losses["itm"].isfinite()
 
 
 # Scenes
