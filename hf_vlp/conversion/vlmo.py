@@ -45,7 +45,6 @@ HEADS = {
     "image_classification": "VlmoForImageClassification",
 }
 _WITH_CLASSES = ("vqa", "nlvr2", "image_classification")
-SIZES = tuple(PUBLISHED_SIZES)
 BEIT = "beit"
 
 _TABLE = "relative_position_bias_table"

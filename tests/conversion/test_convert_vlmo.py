@@ -8,6 +8,7 @@ bit for bit; the script; nothing written or replaced when anything is wrong.
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
 
-from hf_vlp.conversion import run_command
 from hf_vlp.conversion.safe_load import load_checkpoint
 from hf_vlp.conversion.vlmo import HEADS, convert, empty_model, model_class, revert_state_dict
 from hf_vlp.models.mome.configuration_vlmo import VlmoConfig
@@ -336,21 +336,10 @@ def test_uploading_comes_last_and_is_told(tmp_path, vqa, monkeypatch):
     assert "https://huggingface.co/me/vlmo" in str(report)
 
 
-def test_the_command_converts_both_ways(tmp_path, vqa, labels):
-    shown = []
-    run_command("vlmo", [str(vqa), str(tmp_path / "out"), "--labels", str(labels)], show=shown.append)
-    assert "equal bit for bit" in shown[0]
-    run_command("vlmo", ["--reverse", str(tmp_path / "out"), str(tmp_path / "back.pt")], show=shown.append)
-    assert load_checkpoint(tmp_path / "back.pt").state_dict.keys() == load_checkpoint(vqa).state_dict.keys()
-    with pytest.raises(ValueError, match="Unknown architecture 'brivle'"):
-        run_command("brivle", [])
-
-
-def test_the_script_tells_errors_in_one_line(tmp_path):
-    (tmp_path / "file.pt").write_bytes(b"")
-    command = [sys.executable, ROOT / "conversion" / "convert_vlmo.py", tmp_path / "file.pt", tmp_path / "out"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, check=False
-    )
+def test_the_script_is_the_command_and_tells_errors_in_one_line(tmp_path):
+    script = ROOT / "conversion" / "convert_vlmo.py"
+    command = [sys.executable, script, tmp_path, tmp_path / "back.pt", "--reverse", "--push_to_hub", "me/vlmo"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 2
-    assert done.stderr.strip() == f"Error: {tmp_path / 'file.pt'} is empty. Download it again. (EOFError)"
+    assert done.stderr.strip() == ("Error: The way back takes no push_to_hub: the repository knows what it holds.")
