@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 from hf_vlp.data.image_io import ImageError, load_image
+from hf_vlp.loading import load_complete
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,24 @@ class AnsweredQuestion:
     error: str | None = None
 
 
+def load_answerer(model_id: str, *, device: str | None = None):
+    """The visual-question-answering pipeline of a folder or Hub id, on an accelerator where there is one.
+
+    Raises OSError or ValueError when there is no such model, or one that has not been trained for it.
+    """
+    from transformers import AutoProcessor, ProcessorMixin
+
+    from hf_vlp.pipelines import pipeline
+
+    model = load_complete("AutoModelForVisualQuestionAnswering", model_id, device=device)
+    processor = AutoProcessor.from_pretrained(model_id)
+    # Of a checkpoint without a processor, AutoProcessor gives one of its parts.
+    parts = {"processor": processor}
+    if not isinstance(processor, ProcessorMixin):
+        parts = {"tokenizer": model_id, "image_processor": model_id}
+    return pipeline("visual-question-answering", model=model, device=model.device, **parts)
+
+
 def ask_pictures(
     answerer,
     pictures: Iterable[str],
@@ -34,7 +53,7 @@ def ask_pictures(
     """Ask every question about every picture, batch by batch, in their order.
 
     Args:
-        answerer: a visual-question-answering pipeline, `hf_vlp.pipeline("visual-question-answering", model=...)`.
+        answerer: a visual-question-answering pipeline, as `load_answerer` returns it.
         pictures: paths and addresses; each is read once, and only a batch of them at a time.
         questions: at least one.
         batch_size: questions that are answered together.
@@ -67,4 +86,4 @@ def ask_pictures(
                     yield AnsweredQuestion(picture, question, answers=next(answers))
 
 
-__all__ = ["AnsweredQuestion", "ask_pictures"]
+__all__ = ["AnsweredQuestion", "ask_pictures", "load_answerer"]

@@ -325,13 +325,12 @@ def ask(
 
     from tqdm import tqdm
 
-    from hf_vlp.answering import ask_pictures
+    from hf_vlp.answering import ask_pictures, load_answerer
     from hf_vlp.describe import check_model_id
-    from hf_vlp.pipelines import pipeline
 
     check_model_id(model)
     _hide_loading_bars()
-    answerer = pipeline("visual-question-answering", model=model, device=device)
+    answerer = load_answerer(model, device=device)
     failed: set[str] = set()
     seen: set[str] = set()
     with _read_bar(len(pictures), "Answering") as bar:

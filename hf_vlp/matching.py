@@ -11,6 +11,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from hf_vlp.data.image_io import ImageError, load_image
+from hf_vlp.loading import load_complete
 
 QUERIES = ("texts", "images")
 MAX_TEXT_FILE_BYTES = 256 * 1024 * 1024
@@ -73,15 +74,12 @@ def load_matcher(model_id: str, *, device: str | None = None) -> tuple[Any, Any]
 
     Raises OSError or ValueError when there is no such model, or one that has no embeddings of both.
     """
-    from accelerate import PartialState
-    from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
+    from transformers import AutoProcessor
 
-    import hf_vlp  # noqa: F401 - registers the architectures
-
-    model = AutoModelForZeroShotImageClassification.from_pretrained(model_id)
+    model = load_complete("AutoModelForZeroShotImageClassification", model_id, device=device)
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
         raise ValueError(f"{type(model).__name__} has no separate embeddings of pictures and texts to rank by.")
-    return model.to(device or PartialState().device).eval(), AutoProcessor.from_pretrained(model_id)
+    return model, AutoProcessor.from_pretrained(model_id)
 
 
 def can_rerank(model) -> bool:

@@ -276,6 +276,45 @@ def test_models_that_generate_answer_without_a_score(pictures, tmp_path):
     assert run("ask", directory, pictures / "0.png", "-q", "red").stdout == row["answers"][0]["answer"] + "\n"
 
 
+@pytest.mark.parametrize("parts", ["processor", "image processor and tokenizer"])
+def test_native_classifiers_answer(pictures, tmp_path, parts):
+    from transformers import AutoProcessor
+
+    from tests.pipelines.tiny_answerers import ANSWERS, save_vilt
+
+    directory = save_vilt(str(tmp_path))
+    if parts != "processor":
+        processor = AutoProcessor.from_pretrained(directory)
+        (tmp_path / "processor_config.json").unlink()
+        processor.image_processor.save_pretrained(directory)
+        processor.tokenizer.save_pretrained(directory)
+    output = run("ask", directory, pictures / "0.png", "-q", "red", "--json", "--top-k", 7).stdout
+    assert {answer["answer"] for answer in json.loads(output)["answers"]} == set(ANSWERS)
+
+
+def test_adapters_answer_like_the_merged_model(answering, pictures, tmp_path):
+    import torch
+    from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
+
+    from hf_vlp.adapters import apply_lora
+
+    adapted = apply_lora(AutoModelForVisualQuestionAnswering.from_pretrained(answering), preset="attention", r=2)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0.0, 0.5, generator=generator)
+    processor = AutoProcessor.from_pretrained(answering)
+    save_repository(tmp_path / "adapters", model=adapted, processor=processor)
+    save_repository(tmp_path / "merged", model=adapted.merge_and_unload(), processor=processor)
+    plain, adapters, merged = (
+        json.loads(run("ask", model, pictures / "0.png", "-q", "red", "--json").stdout)["answers"][0]["score"]
+        for model in (answering, tmp_path / "adapters", tmp_path / "merged")
+    )
+    assert adapters == pytest.approx(merged, abs=1e-5)
+    assert abs(adapters - plain) > 1e-4
+
+
 def test_ask_tells_bad_pictures_once_and_goes_on(answering, pictures, bad_picture):
     arguments = ("ask", answering, bad_picture, pictures / "0.png", "-q", "red", "-q", "blue")
     result = run(*arguments, "--json")
@@ -551,6 +590,11 @@ def test_metrics_that_cannot_be_computed_are_told_before_captioning(model, monke
         (["ask", "{model}", "{picture}", "-q", "red"], "Unrecognized configuration class"),
         (["ask", "{model}", "{picture}", "-q", " "], "question is empty"),
         (["ask", "{model}", "{empty}", "-q", "red"], "holds no pictures"),
+        (["ask", "{matcher}", "{picture}", "-q", "red"], "no weights for classifier.dense"),
+        (
+            ["match", "{answerer}", "--images", "{picture}", "--texts", "red"],
+            "It holds VlmoForVisualQuestionAnswering",
+        ),
         (["match", "{empty}", "--images", "{picture}", "--texts", "red"], "no config.json"),
         (["match", "{model}", "--images", "{picture}", "--texts", "red"], "Unrecognized configuration class"),
         (["match", "{model}", "--images", "{picture}", "--texts", "no.txt"], "no file no.txt"),
@@ -569,11 +613,12 @@ def test_metrics_that_cannot_be_computed_are_told_before_captioning(model, monke
         (["document-frequencies", "x.json", "--data", "{blank}"], "empty"),
     ],
 )
-def test_wrong_input_is_told_in_one_line(arguments, words, model, pictures, tmp_path):
+def test_wrong_input_is_told_in_one_line(arguments, words, model, vlmo, pictures, tmp_path):
     from transformers import ViTConfig
 
     places = {name: tmp_path / name for name in ("yaml", "empty", "other", "captionless", "blank")}
     places |= {"model": model, "picture": pictures / "0.png"}
+    places |= {"matcher": vlmo["VlmoForImageTextRetrieval"], "answerer": vlmo["VlmoForVisualQuestionAnswering"]}
     places["yaml"].mkdir()
     places["yaml"] /= "run.yaml"
     output_dir = tmp_path / "output"

@@ -163,6 +163,14 @@ def test_a_model_without_matching_head_ranks_but_does_not_rerank(clip, pictures,
             match_pictures_and_texts(*matcher, pictures, TEXTS, rerank=2)
 
 
+def test_a_pretrained_model_matches_as_it_is_and_other_heads_are_refused(pictures, tmp_path):
+    whole = load_matcher(save_vlmo(tmp_path / "whole", "VlmoForPreTraining"))
+    assert can_rerank(whole[0])
+    assert len(match_pictures_and_texts(*whole, pictures, TEXTS, rerank=2)) == len(TEXTS)
+    with pytest.raises(ValueError, match=r"no weights for itc_image_projection.*It holds VlmoModel"):
+        load_matcher(save_vlmo(tmp_path / "base", "VlmoModel"))
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
