@@ -712,6 +712,8 @@ def convert(
     loaded = load_checkpoint(checkpoint, float32=True)
     fields = _read_fields(config)
     inferred = infer_config(loaded.state_dict, **{**read_run_settings(loaded.settings), **fields})
+    if size not in (None, *PUBLISHED_SIZES):
+        raise ValueError(f"Unknown size {size!r}. Published sizes: {', '.join(PUBLISHED_SIZES)}.")
     if size is not None and inferred.size != size:
         found = {name: inferred.config[name] for name in ("hidden_size", "num_hidden_layers", "intermediate_size")}
         raise ValueError(f"The file is not of the size {size!r}, but {inferred.size or 'unpublished'}: {found}.")

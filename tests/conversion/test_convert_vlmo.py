@@ -286,6 +286,8 @@ def test_wrong_options_are_told(tmp_path, vqa, vocab):
         convert(vqa, output, vocab=tmp_path / "nothing.txt")
     with pytest.raises(ValueError, match=r"not of the size 'base', but unpublished.*'hidden_size': 16"):
         convert(vqa, output, size="base")
+    with pytest.raises(ValueError, match=r"Unknown size 'huge'.*base_plus"):
+        convert(vqa, output, size="huge")
     with pytest.raises(ValueError, match="no field image_sise"):
         convert(vqa, output, config={"image_sise": 64})
     with pytest.raises(ValueError, match="Unknown head 'captioning'"):
