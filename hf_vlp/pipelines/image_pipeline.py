@@ -180,6 +180,13 @@ def is_single(inputs: Any) -> bool:
     return hasattr(inputs, "__array__") or not (isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__"))
 
 
+def is_indexable(inputs: Any) -> bool:
+    """Whether `inputs` has a length and items by number: lists, data sets, their columns."""
+    # An IterableDataset inherits a `__getitem__` that only raises.
+    has_both = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
+    return has_both and not isinstance(inputs, IterableDataset)
+
+
 class ImagePipeline(Pipeline):
     """Base of the pipelines: completes the parts of a checkpoint, and says which of many inputs was wrong.
 
@@ -227,7 +234,7 @@ class ImagePipeline(Pipeline):
             inputs = [Numbered(position, value) for position, value in enumerate(inputs)]
             # The base class looks at inputs[0].
             return super().__call__(inputs, **kwargs) if inputs else []
-        if hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__") and not isinstance(inputs, IterableDataset):
+        if is_indexable(inputs):
             return super().__call__(NumberedDataset(inputs), **kwargs)
         return super().__call__((Numbered(position, value) for position, value in enumerate(inputs)), **kwargs)
 

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForVisualQuestionAnswering
 from transformers.utils import logging
 
-from .image_pipeline import ImagePipeline, Numbered, is_single, load_image
+from .image_pipeline import ImagePipeline, Numbered, is_indexable, is_single, load_image
 
 logger = logging.get_logger(__name__)
 
@@ -38,7 +38,7 @@ class _Picture:
 
 
 class _Rows(Dataset):
-    """Dicts with `image` and `question`, or pictures that are each asked all `questions` in turn.
+    """Indexable dicts with `image` and `question`, or pictures that are each asked all `questions` in turn.
 
     Rows after each other that have the same picture share its tensors.
     """
@@ -158,9 +158,12 @@ class VisualQuestionAnsweringPipeline(ImagePipeline):
         if image is None:
             raise ValueError("The visual-question-answering pipeline was called without a picture.")
         if question is None:
-            if isinstance(image, (list, tuple)):
-                return list(super().__call__(_Rows(image), **kwargs))
-            return super().__call__(image, **kwargs) if is_single(image) else self.call_many(image, **kwargs)
+            if is_single(image):
+                return super().__call__(image, **kwargs)
+            if not is_indexable(image):
+                return self.call_many(image, **kwargs)
+            answers = super().__call__(_Rows(image), **kwargs)
+            return list(answers) if isinstance(image, (list, tuple)) else answers
 
         if isinstance(question, str) or not isinstance(question, Iterable):
             questions = [question]
@@ -170,9 +173,9 @@ class VisualQuestionAnsweringPipeline(ImagePipeline):
                 image = [image]
         if is_single(image):
             return super().__call__(_join(image, question), **kwargs)
-        if len(questions) == 1 and not hasattr(image, "__len__"):
+        if len(questions) == 1 and not is_indexable(image):
             return self.call_many((_join(picture, questions[0]) for picture in image), **kwargs)
-        pictures = image if hasattr(image, "__len__") and hasattr(image, "__getitem__") else list(image)
+        pictures = image if is_indexable(image) else list(image)
         # Picture by picture, so that each is read once; handed back question by question.
         answers = list(super().__call__(_Rows(pictures, questions), **kwargs))
         return [answer for position in range(len(questions)) for answer in answers[position :: len(questions)]]
@@ -216,6 +219,8 @@ class VisualQuestionAnsweringPipeline(ImagePipeline):
                 f" {type(self.model).__name__} takes: {question!r:.80}. This is told once."
             )
             encoded = self.tokenizer(question, truncation=truncation, max_length=room)
+            if getattr(self.tokenizer, "is_fast", False):
+                self.tokenizer.backend_tokenizer.no_truncation()  # it would be saved with the tokenizer
         if padding:
             encoded = self.tokenizer.pad(encoded, padding=padding, max_length=room)
         encoded.setdefault("attention_mask", [1] * len(encoded["input_ids"]))

@@ -9,6 +9,7 @@ names it; saving and loading again.
 
 import base64
 import io
+import json
 import logging
 import threading
 from functools import partial
@@ -156,6 +157,24 @@ def test_datasets_columns_and_generators_are_inputs(vilt):
     assert_same(vilt((image for image in pictures), question=QUESTIONS), both)
 
 
+def test_an_iterable_dataset_with_a_length_is_streamed(vilt):
+    class Stream(torch.utils.data.IterableDataset):
+        def __init__(self, items):
+            self.items = items
+
+        def __len__(self):
+            return len(self.items)
+
+        def __iter__(self):
+            return iter(self.items)
+
+    expected = vilt(PICTURES, QUESTIONS[0])
+    assert_same(list(vilt(Stream(PICTURES), QUESTIONS[0])), expected)
+    assert_same(vilt(Stream(PICTURES), QUESTIONS), vilt(PICTURES, QUESTIONS))
+    rows = [{"image": image, "question": QUESTIONS[0]} for image in PICTURES]
+    assert_same(list(vilt(Stream(rows))), expected)
+
+
 def test_a_generator_of_pictures_is_read_as_it_goes(vilt):
     read = []
 
@@ -286,6 +305,13 @@ def test_a_long_question_is_cut_with_a_warning_or_left_to_fail(vilt, caplog, mon
     assert_same(answers, vilt(PICTURES[0], " ".join(words[:10])))
     with pytest.raises(RuntimeError):
         vilt(PICTURES[0], " ".join(words), truncation=False)
+
+
+def test_cutting_a_question_leaves_no_trace_in_a_saved_tokenizer(directories, tmp_path):
+    pipe = pipeline("vqa", directories["vilt"], device="cpu")
+    pipe(PICTURES[0], " ".join(["red"] * 40))
+    pipe.tokenizer.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["truncation"] is None
 
 
 def test_padding_changes_nothing(vilt):
