@@ -1,4 +1,4 @@
-"""Masked language modelling (MLM): the loss, and the masking of whole words."""
+"""Masked language modelling (MLM); how words are masked is `hf_vlp.data.masking`."""
 
 from hf_vlp.models.mome.mome_losses import masked_language_loss
 

@@ -29,6 +29,7 @@ def main(output_dir: Path):
     longest = int(batch["attention_mask"].sum(dim=1).max())
     for name in ("input_ids", "attention_mask"):
         batch[name] = batch[name][:, :longest]
+    batch["labels"] = torch.full_like(batch["input_ids"], -100)  # no masked word: contrast and matching alone
     drawn = model(**batch)
     outputs = model(**batch, **{name: negatives[f"rank{rank}.{name}"] for name in names})
     (outputs.losses["itc"] + outputs.losses["itm"]).backward()

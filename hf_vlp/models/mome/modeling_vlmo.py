@@ -53,6 +53,7 @@ from .mome import (
 from .mome_interpolation import interpolate_position_bias_table, interpolate_position_embeddings
 from .mome_losses import (
     HardNegatives,
+    classification_loss,
     contrastive_logits,
     contrastive_loss,
     draw_hard_negatives,
@@ -61,6 +62,7 @@ from .mome_losses import (
     gather_texts,
     masked_language_loss,
     matching_loss,
+    soft_label_loss,
     world_size,
 )
 from .saving import SelfContainedSaving
@@ -146,7 +148,7 @@ class VlmoPreTrainedModel(SelfContainedSaving, PreTrainedModel):
 
     config: VlmoConfig
     base_model_prefix = "vlmo"
-    main_input_name = "pixel_values"
+    main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -353,10 +355,13 @@ class VlmoPreTrainedModel(SelfContainedSaving, PreTrainedModel):
             if layer.attention.position_bias_table is not None:
                 layer.attention.position_bias_table.requires_grad_(True)
 
-    def _only_first(self, options: dict) -> dict:
-        """Options of the base model for heads that read the first position alone, unless all states are asked for."""
-        asked = (options.get(name, getattr(self.config, name, False)) for name in _RECORDED)
-        return options if any(asked) else {"num_outputs": 1, **options}
+    def _encode(self, *, only_first: bool = True, **inputs) -> VlmoModelOutput:
+        """The base model's output for a head; with `only_first` no more than the first position of the last block is
+        computed, unless all states are asked for."""
+        asked = any(inputs.get(name, getattr(self.config, name, False)) for name in _RECORDED)
+        if only_first and not asked:
+            inputs["num_outputs"] = 1
+        return self.base_model(return_dict=True, **inputs)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.base_model.text_embeddings.word_embeddings
@@ -594,6 +599,8 @@ class VlmoForImageClassification(VlmoPreTrainedModel):
     """
 
     _auto_class = "AutoModelForImageClassification"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
 
     def __init__(self, config: VlmoConfig):
         super().__init__(config)
@@ -608,15 +615,13 @@ class VlmoForImageClassification(VlmoPreTrainedModel):
         labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
-        """Classify pictures (batch, channels, size, size); `labels` (batch,) are class numbers.
+        """Classify pictures (batch, channels, size, size); `labels` (batch,) are class numbers, -100 does not count.
 
         Returns the mean cross-entropy and logits (batch, labels).
         """
-        outputs = self.vlmo(pixel_values=pixel_values, **self._only_first(kwargs))
+        outputs = self._encode(pixel_values=pixel_values, **kwargs)
         logits = self.classifier(outputs.pooler_output)
-        loss = None
-        if labels is not None:
-            loss = nn.functional.cross_entropy(logits.float(), labels)
+        loss = None if labels is None else classification_loss(logits, labels)
         return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
@@ -648,10 +653,10 @@ class VlmoForImagesAndTextClassification(VlmoPreTrainedModel):
         Args:
             input_ids, attention_mask: (batch, length).
             pixel_values: (batch, 2, channels, size, size), left and right picture.
-            labels: (batch,), class numbers; 1 is "True" in the published models.
+            labels: (batch,), class numbers, 1 being "True" in the published models; -100 does not count.
 
-        Returns the mean cross-entropy and logits (batch, labels); states and attentions hold the left pictures' rows,
-        then the right ones'. Raises ValueError when there are not two pictures to a statement.
+        Returns the mean cross-entropy and logits (batch, labels); states and attentions have two rows to a statement.
+        Raises ValueError when there are not two pictures to a statement.
         """
         if pixel_values is None or pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
             found = None if pixel_values is None else tuple(pixel_values.shape)
@@ -664,18 +669,15 @@ class VlmoForImagesAndTextClassification(VlmoPreTrainedModel):
                 "with VlmoConfig(type_vocab_size=3), or call resize_inputs(type_vocab_size=3)."
             )
         batch = len(pixel_values)
-        image_type = torch.tensor((1, 2), device=pixel_values.device).repeat_interleave(batch)
-        outputs = self.vlmo(
-            input_ids=None if input_ids is None else input_ids.repeat(2, 1),
-            attention_mask=None if attention_mask is None else attention_mask.repeat(2, 1),
-            pixel_values=pixel_values.transpose(0, 1).flatten(0, 1),
-            image_type=image_type,
-            **self._only_first(kwargs),
+        outputs = self._encode(
+            input_ids=None if input_ids is None else input_ids.repeat_interleave(2, dim=0),
+            attention_mask=None if attention_mask is None else attention_mask.repeat_interleave(2, dim=0),
+            pixel_values=pixel_values.flatten(0, 1),
+            image_type=torch.tensor((1, 2), device=pixel_values.device).repeat(batch),
+            **kwargs,
         )
-        logits = self.classifier(torch.cat(outputs.pooler_output.split(batch), dim=1))
-        loss = None
-        if labels is not None:
-            loss = nn.functional.cross_entropy(logits.float(), labels)
+        logits = self.classifier(outputs.pooler_output.view(batch, -1))  # left and right picture side by side
+        loss = None if labels is None else classification_loss(logits, labels)
         return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
@@ -702,14 +704,15 @@ class VlmoForImageTextRetrieval(VlmoPreTrainedModel):
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
         """Unit-norm features of pictures (images, channels, size, size): `pooler_output`, (images, dim)."""
-        return project(self.vlmo(pixel_values=pixel_values, **self._only_first(kwargs)), self.itc_image_projection)
+        outputs = self._encode(only_first=False, pixel_values=pixel_values, **kwargs)
+        return project(outputs, self.itc_image_projection)
 
     @can_return_tuple
     def get_text_features(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """Unit-norm features of texts (texts, length): `pooler_output`, (texts, dim)."""
-        outputs = self.vlmo(input_ids=input_ids, attention_mask=attention_mask, **self._only_first(kwargs))
+        outputs = self._encode(only_first=False, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         return project(outputs, self.itc_text_projection)
 
     def score_pairs(
@@ -728,12 +731,11 @@ class VlmoForImageTextRetrieval(VlmoPreTrainedModel):
                 "This model has no matching head to re-rank with (config.use_matching_head is False): rank by "
                 "similarity, or use a model fine-tuned or pre-trained with image-text matching."
             )
-        outputs = self.vlmo(
+        outputs = self._encode(
             input_ids=input_ids,
             attention_mask=attention_mask,
             pixel_values=pixel_values,
             image_embeds=image_embeds,
-            num_outputs=1,
         )
         return self.itm_head(outputs.pooler_output)[:, 1]
 
@@ -751,8 +753,11 @@ class VlmoForImageTextRetrieval(VlmoPreTrainedModel):
         The loss takes text i as the one of picture i, over the pairs of all processes in training; it is `None` when
         the numbers differ. The matching head takes no part in it.
         """
-        image_embeds = self.get_image_features(pixel_values, return_dict=True, **kwargs).pooler_output
-        text_embeds = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs).pooler_output
+        kwargs = {name: value for name, value in kwargs.items() if name not in _RECORDED}  # of which tower?
+        image = self._encode(pixel_values=pixel_values, **kwargs)
+        text = self._encode(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        image_embeds = project(image, self.itc_image_projection).pooler_output
+        text_embeds = project(text, self.itc_text_projection).pooler_output
         all_images, all_texts = image_embeds, text_embeds
         is_paired = return_loss and len(image_embeds) == len(text_embeds)
         if is_paired and self.training:
@@ -804,7 +809,8 @@ class VlmoForMaskedLM(VlmoPreTrainedModel):
 
         Returns the mean cross-entropy over hidden words (0 without any) and logits (batch, length, vocabulary).
         """
-        outputs = self.vlmo(
+        outputs = self._encode(
+            only_first=False,
             input_ids=input_ids,
             attention_mask=attention_mask,
             pixel_values=pixel_values,
@@ -853,7 +859,7 @@ class VlmoForPreTraining(VlmoPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Unit-norm features of pictures, (images, dim) in `pooler_output`; those of the vision-language branch on
         request."""
-        outputs = self.vlmo(pixel_values=pixel_values, output_vl_branch=vl_branch, **self._only_first(kwargs))
+        outputs = self._encode(only_first=False, pixel_values=pixel_values, output_vl_branch=vl_branch, **kwargs)
         return project(outputs, self.itc_image_vl_projection if vl_branch else self.itc_image_projection, vl_branch)
 
     @can_return_tuple
@@ -866,9 +872,8 @@ class VlmoForPreTraining(VlmoPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Unit-norm features of texts, (texts, dim) in `pooler_output`; those of the vision-language branch on
         request."""
-        outputs = self.vlmo(
-            input_ids=input_ids, attention_mask=attention_mask, output_vl_branch=vl_branch, **self._only_first(kwargs)
-        )
+        texts = {"input_ids": input_ids, "attention_mask": attention_mask}
+        outputs = self._encode(only_first=False, output_vl_branch=vl_branch, **texts, **kwargs)
         return project(outputs, self.itc_text_vl_projection if vl_branch else self.itc_text_projection, vl_branch)
 
     @can_return_tuple
@@ -908,9 +913,8 @@ class VlmoForPreTraining(VlmoPreTrainedModel):
         num_matching = rows if num_matching is None else min(num_matching, rows)
         kwargs = {name: value for name, value in kwargs.items() if name not in _RECORDED}  # of which pass?
         patches = self.vlmo.image_embeddings(pixel_values)  # once for all passes
-        single = {"output_vl_branch": True, "num_outputs": 1, **kwargs}
-        image = self.vlmo(image_embeds=patches, **single)
-        text = self.vlmo(input_ids=input_ids, attention_mask=attention_mask, **single)
+        image = self._encode(image_embeds=patches, output_vl_branch=True, **kwargs)
+        text = self._encode(input_ids=input_ids, attention_mask=attention_mask, output_vl_branch=True, **kwargs)
         features = {
             "image_embeds": project(image, self.itc_image_projection).pooler_output,
             "text_embeds": project(text, self.itc_text_projection).pooler_output,
@@ -937,7 +941,8 @@ class VlmoForPreTraining(VlmoPreTrainedModel):
             masks += [attention_mask[own], attention_mask[own], negative_masks]
             images += [patches[own], negative_images, patches[own]]
         longest = max(part.shape[1] for part in texts)
-        fused = self.vlmo(
+        fused = self._encode(
+            only_first=False,
             input_ids=torch.cat([pad_right(part, longest, self.config.pad_token_id or 0) for part in texts]),
             attention_mask=torch.cat([pad_right(part, longest, 0) for part in masks]),
             image_embeds=torch.cat(images),
@@ -947,13 +952,14 @@ class VlmoForPreTraining(VlmoPreTrainedModel):
         mlm_logits = self.mlm_head(fused.text_hidden_state[:rows, :length])
         itm_logits = self.itm_head(fused.pooler_output[rows:]) if num_matching else None
 
-        losses = {"itc": 0.5 * (contrastive_loss(logits) + contrastive_loss(vl_logits))}
+        loss = losses = None
         if labels is not None:
-            losses["mlm"] = masked_language_loss(mlm_logits, labels)
-        if num_matching:
-            losses["itm"] = matching_loss(itm_logits)
-        loss = None
-        if labels is not None:
+            losses = {
+                "mlm": masked_language_loss(mlm_logits, labels),
+                "itc": 0.5 * (contrastive_loss(logits) + contrastive_loss(vl_logits)),
+            }
+            if num_matching:
+                losses["itm"] = matching_loss(itm_logits)
             loss = sum(getattr(self.config, f"{name}_loss_weight") * value for name, value in losses.items())
         return VlmoForPreTrainingOutput(
             loss=loss,
@@ -1009,23 +1015,15 @@ class VlmoForVisualQuestionAnswering(VlmoPreTrainedModel):
 
         Args:
             input_ids, attention_mask: (batch, length). pixel_values: (batch, channels, size, size).
-            labels: (batch, answers), soft scores in [0, 1]; (batch,) class numbers are taken as score 1.
+            labels: (batch, answers), soft scores in [0, 1], or (batch,), answers whose score is 1; rows of -100 do
+                not count.
 
         Returns binary cross-entropy, averaged over all entries and multiplied by the number of answers, and logits
         (batch, answers), whose sigmoid estimates the score.
         """
-        outputs = self.vlmo(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            **self._only_first(kwargs),
-        )
+        outputs = self._encode(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, **kwargs)
         logits = self.classifier(outputs.pooler_output)
-        loss = None
-        if labels is not None:
-            if labels.ndim == 1:
-                labels = nn.functional.one_hot(labels, logits.shape[-1])
-            loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float()) * logits.shape[-1]
+        loss = None if labels is None else soft_label_loss(logits, labels)
         return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 

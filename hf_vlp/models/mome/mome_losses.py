@@ -127,18 +127,39 @@ def matching_labels(logits: torch.Tensor) -> torch.Tensor:
     return labels
 
 
+def classification_loss(logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
+    """Mean cross-entropy over the rows with a label; 0 for a batch without any.
+
+    Inputs: logits (rows, classes); labels (rows,), -100 where there is none.
+    """
+    total = nn.functional.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")
+    return total / (labels != -100).sum().clamp(min=1)
+
+
 def masked_language_loss(logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
     """Mean cross-entropy over the masked positions (MLM); 0 for a batch without any.
 
     Inputs: logits (..., vocabulary); labels (...), -100 where nothing is predicted.
     """
-    labels = labels.flatten()
-    total = nn.functional.cross_entropy(logits.flatten(0, -2).float(), labels, ignore_index=-100, reduction="sum")
-    return total / (labels != -100).sum().clamp(min=1)
+    return classification_loss(logits.flatten(0, -2), labels.flatten())
+
+
+def soft_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy, averaged over all entries and multiplied by the number of answers.
+
+    Inputs: logits (rows, answers); labels (rows, answers), scores in [0, 1], or (rows,), answers whose score is 1.
+    Rows whose labels are -100 do not count.
+    """
+    known = (labels if labels.ndim == 1 else labels[:, 0]) != -100
+    if labels.ndim == 1:
+        labels = nn.functional.one_hot(labels.clamp(min=0), logits.shape[-1])
+    losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").sum(1)
+    return losses.masked_fill(~known, 0.0).sum() / known.sum().clamp(min=1)
 
 
 __all__ = [
     "HardNegatives",
+    "classification_loss",
     "contrastive_logits",
     "contrastive_loss",
     "draw_hard_negatives",
@@ -149,5 +170,6 @@ __all__ = [
     "masked_language_loss",
     "matching_labels",
     "matching_loss",
+    "soft_label_loss",
     "world_size",
 ]
