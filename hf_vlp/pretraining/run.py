@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def train(
         if stage.stage:
             what = stage.task if stage.objective == "model_loss" else stage.objective
             show(f"Stage {stage.stage}: {what}.")
-        model, processor, metrics = train_stage(stage, model, processor, show=show)
+        model, processor, metrics = train_stage(stage, model, processor, texts=iterate_run_texts(run), show=show)
         results[stage.stage or "run"] = metrics
     last = list(results.values())[-1]
     if run.all_stages:
@@ -130,15 +130,40 @@ def _wants_resume(stage: RunArguments) -> bool:
     return (stage.training.resume_from_checkpoint or "").lower() in ("true", "auto")
 
 
-def train_stage(stage: RunArguments, model=None, processor=None, *, show: Callable[[str], None] = logger.info):
-    """One stage: build, train, evaluate, save. Returns (model, processor, metrics)."""
+def iterate_run_texts(run: RunArguments) -> Iterator[str]:
+    """The training texts of all stages in turns, for a tokenizer that serves each of them. Lazy."""
+    stages = run.stages()
+    kinds = [(get_task(stage.task).texts, stage.data) for stage in stages]
+    different = [stage for place, stage in enumerate(stages) if kinds[place] not in kinds[:place]]
+    sources = [iterate_texts(load_records(stage.data, "train"), stage.task) for stage in different]
+    while sources:
+        for source in list(sources):
+            text = next(source, None)
+            if text is None:
+                sources.remove(source)
+            else:
+                yield text
+
+
+def train_stage(
+    stage: RunArguments,
+    model=None,
+    processor=None,
+    *,
+    texts: Iterable[str] | None = None,
+    show: Callable[[str], None] = logger.info,
+):
+    """One stage: build, train, evaluate, save. Returns (model, processor, metrics).
+
+    `texts` are what a tokenizer is trained from; those of the stage by default.
+    """
     set_seed(stage.training.seed)
     records = load_records(stage.data, "train")
     start = None
     if model is None:
         start = start_model(
             stage.model,
-            iterate_texts(records, stage.task),
+            iterate_texts(records, stage.task) if texts is None else texts,
             task=stage.task,
             find_labels=lambda: find_labels(stage, records),
         )

@@ -110,6 +110,11 @@ def test_stages_with_different_heads_follow_one_another(staged):
     assert [table.splitlines()[0] for table in tables] == [f"Start: {folder / name}" for name in ("language", "pairs")]
 
 
+def test_the_tokenizer_knows_the_texts_of_all_stages(staged):
+    tokenizer = AutoProcessor.from_pretrained(staged[0] / "language").tokenizer
+    assert {"what", "left"} <= set(tokenizer.get_vocab())  # of questions, of captions
+
+
 def test_a_stage_takes_over_all_that_fits(staged):
     folder, _, _, _ = staged
     settings = ModelArguments(
