@@ -130,3 +130,35 @@ def test_peft_finds_the_targets_by_itself(processor):
 def test_importing_the_package_imports_no_peft():
     code = "import sys, hf_vlp; sys.exit(any(name in sys.modules for name in ('peft', 'datasets', 'evaluate')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "preset, part",
+    [
+        ("attention", "attention"),
+        ("text_expert", "experts.text"),
+        ("image_expert", "experts.image"),
+        ("vl_expert", "experts.vl"),
+        ("experts", "experts"),
+        ("all-linear", "layers"),
+    ],
+)
+def test_presets_of_vlmo_reach_their_modules_alone(preset, part):
+    from hf_vlp import VlmoForVisualQuestionAnswering
+    from tests.training import tiny_vlmo
+
+    processor = tiny_vlmo.make_processor()
+    model = tiny_vlmo.make_model(VlmoForVisualQuestionAnswering, processor, num_labels=3)
+    model = apply_lora(model, preset=preset, r=2, modules_to_save=["classifier"])
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    adapters = {name for name in trained if "lora_" in name}
+    assert adapters
+    assert all(part in name for name in adapters)
+    assert all("classifier" in name for name in trained - adapters)
+    rows = tiny_vlmo.make_questions(3)
+    batch = processor(images=[row["image"] for row in rows], text=[row["question"] for row in rows])
+    model(**batch, labels=torch.eye(3)).loss.backward()
+    unused = {name for name, parameter in model.named_parameters() if name in adapters and parameter.grad is None}
+    # The top block goes through the vision-language expert: the others of that block do not take part.
+    others = (".layers.1.experts.text", ".layers.1.experts.image")
+    assert unused == {name for name in adapters if any(other in name for other in others)}
