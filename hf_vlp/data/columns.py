@@ -8,6 +8,7 @@
 `questions`       `image`, `question`, `answers` (list of strings, unless the data have none) and, when a picture comes
                   with a list of questions, one record for each of them, with `question_id`
 `statements`      `image`, or `images` (left and right); `statement`; `label` (unless the data have none)
+`labels`          `image`, `label` (a number or a name)
 ================= ====================================================================================================
 
 Pictures are never decoded, and their bytes are copied only where two columns become one.
@@ -27,8 +28,14 @@ __all__ = ["IMAGE_EXTENSIONS", "RECORD_TYPES", "column_names", "has_scheme", "un
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
-# What a record holds -> the column with its text.
-RECORD_TYPES = {"captions": "captions", "texts": "captions", "questions": "question", "statements": "statement"}
+# What a record holds -> the column with its text, if it has one.
+RECORD_TYPES = {
+    "captions": "captions",
+    "texts": "captions",
+    "questions": "question",
+    "statements": "statement",
+    "labels": None,
+}
 
 # Names tried in this order when a column is not given.
 _IMAGE_COLUMNS = (
@@ -309,11 +316,20 @@ def _plan_statements(columns, known, arguments, locate) -> list[_Column]:
     return plan
 
 
+def _plan_labels(columns, known, arguments, locate) -> list[_Column]:
+    label = _find(columns, arguments.label_column, ("label", "class", "category"), "label", "label_column")
+    return [
+        _plan_image(columns, known, arguments, locate),
+        _Column("label", (label,), lambda row: row.get(label), known.get(label), as_is=True),
+    ]
+
+
 _PLANS = {
     "captions": _plan_captions,
     "texts": _plan_texts,
     "questions": _plan_questions,
     "statements": _plan_statements,
+    "labels": _plan_labels,
 }
 
 

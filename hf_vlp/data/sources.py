@@ -2,8 +2,9 @@
 
 `load_records(DataArguments(source=...), "train")` opens any of the kinds below, whole or streaming, and gives records
 with the same columns: `image`, not decoded (bytes or a path, so that the collator decodes, counts and drops bad
-pictures), `captions`, a list of strings, and whatever else the data holds, under its own name. With
-`record_type="questions"`, `"statements"` or `"texts"` they are those of other tasks; `hf_vlp.data.columns` lists them.
+pictures), `captions`, a list of strings, and whatever else the data holds, under its own name. With another
+`record_type` (`questions`, `statements`, `labels`, `texts`) they are those of other tasks; `hf_vlp.data.columns` lists
+them.
 
 =============== ============================================================ ======================================
 kind            recognised by                                                notes
@@ -133,7 +134,7 @@ class DataArguments:
         default=None,
         metadata={"help": "questions: column with the answer, the annotators' answers, or one for each question."},
     )
-    label_column: str | None = field(default=None, metadata={"help": "statements: column with the labels."})
+    label_column: str | None = field(default=None, metadata={"help": "statements, labels: column with the labels."})
     image_columns: list[str] | None = field(
         default=None, metadata={"help": "statements: the two columns with the left and the right picture."}
     )
@@ -261,6 +262,8 @@ def _require_records(dataset, arguments: DataArguments, split: str):
 
 def _require_texts(dataset, arguments: DataArguments):
     column = RECORD_TYPES[arguments.record_type]
+    if column is None:
+        return
     option = "caption_columns" if column == "captions" else "text_column"
     start = 0
     texts_only = dataset.select_columns([column])  # the bytes of the pictures need not be read for this
