@@ -146,6 +146,7 @@ TASKS: dict[str, Task] = {
             collator_labels="label2id",
             evaluate="hf_vlp.evaluation_tasks:evaluate_image_classification",
             score="accuracy",
+            record_type="labels",
             labels="classes",
         ),
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import (
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForPreTraining,
     AutoModelForVisualQuestionAnswering,
     AutoProcessor,
@@ -24,7 +25,7 @@ from hf_vlp.pretraining.arguments import ModelArguments, VlpTrainingArguments, p
 from hf_vlp.pretraining.build import find_labels, get_model_class, start_model
 from hf_vlp.pretraining.run import train
 from hf_vlp.pretraining.trainer import make_parameter_groups
-from tests.training.tiny_vlmo import make_model, make_processor
+from tests.training.tiny_vlmo import make_model, make_processor, picture
 
 CONFIG = {
     "hidden_size": 16,
@@ -143,7 +144,8 @@ def test_the_language_stage_leaves_pictures_and_attention_as_they_were(staged):
     assert any("experts.text" in name for name in changed)
     assert any(name.startswith("mlm_head") for name in changed)
     assert not [name for name in changed if "experts.image" in name or ".qkv" in name or "image_embeddings" in name]
-    assert any(text.startswith("part") and "30." in text.splitlines()[-1] for text in shown)
+    tables = [text for text in shown if text.startswith("part ")]  # of language, pairs, questions
+    assert ["100.0 %" in table.splitlines()[-1] for table in tables] == [False, True, True]
 
 
 def test_losses_of_each_objective_are_logged(staged):
@@ -179,6 +181,26 @@ def test_every_task_trains_from_nothing(task, tmp_path):
     assert any(f"eval_{score}" in entry for entry in history)
     assert any("eval_loss" in entry for entry in history)
     assert get_model_class("vlmo", task).from_pretrained(tmp_path).config.hidden_size == 16
+
+
+def test_labelled_pictures_train_from_a_checkpoint(tmp_path):
+    model = make_model(get_model_class("vlmo", "pretraining"), make_processor())
+    model.save_pretrained(tmp_path / "start")
+    make_processor().save_pretrained(tmp_path / "start")
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation"):
+        rows = []
+        for index, name in enumerate(("red", "blue", "green", "blue")):
+            picture(name).save(tmp_path / "data" / f"{index}.png")
+            rows.append(json.dumps({"image": f"{index}.png", "category": name}))
+        (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(rows))
+    settings = make_settings(tmp_path / "run", "image_classification")
+    settings["model"] = {"architecture": "vlmo", "model_name_or_path": str(tmp_path / "start")}
+    settings["data"], settings["batches"] = {"source": str(tmp_path / "data")}, {"max_length": 16}
+    metrics = train(settings, show=lambda text: None)
+    assert metrics["validation_constant_accuracy"] == 0.5
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+    assert model.config.id2label == {0: "blue", 1: "green", 2: "red"}
 
 
 def test_adapters_train_with_a_new_head(tmp_path):
