@@ -1,7 +1,7 @@
 """hf_vlp: vision-language pre-training systems for the Hugging Face ecosystem.
 
-Importing this package registers its architectures with the Auto classes and brings back `pipeline("image-to-text")`.
-Nothing heavy is imported before it is used.
+Importing this package registers its architectures with the Auto classes, and brings back `pipeline("image-to-text")`
+and `pipeline("visual-question-answering")`. Nothing heavy is imported before it is used.
 """
 
 from importlib import import_module
@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it.
 _EXPORTS = {
+    "MomeImageProcessor": "hf_vlp.models.mome.processing_mome",
     "MomeImageProcessorPil": "hf_vlp.models.mome.processing_mome",
     "MomeProcessor": "hf_vlp.models.mome.processing_mome",
     "VcGptConfig": "hf_vlp.models.vc_gpt.configuration_vc_gpt",

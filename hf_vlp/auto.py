@@ -206,13 +206,20 @@ def _register_tokenizers():
 
 
 def _export_pipelines_with(entry: Architecture):
-    def export_pipelines(directory):
+    def export_pipelines(cls, directory):
+        """The pipelines that run this very class: another head's would start from random weights."""
+        from hf_vlp.pipelines.doors import DOORS
         from hf_vlp.pipelines.export import export_pipeline_files
 
-        return export_pipeline_files(directory, tasks=entry.pipelines)
+        tasks = [
+            task
+            for task in entry.pipelines
+            if cls.__name__ in (entry.models.get(name) for name in DOORS[task].auto_classes)
+        ]
+        return export_pipeline_files(directory, tasks=tasks)
 
     base_class = entry.get("modeling", f"{entry.config.removesuffix('Config')}PreTrainedModel")
-    base_class._export_pipelines = staticmethod(export_pipelines)
+    base_class._export_pipelines = classmethod(export_pipelines)
 
 
 def _register_lora_targets():

@@ -72,6 +72,15 @@ def test_model_files_import_only_siblings():
     assert [file.name for file in files if forbidden.search(file.read_text())] == []
 
 
+def test_every_folder_of_models_holds_the_same_saving_code():
+    """A checkpoint carries the files of one folder, so each has its own copy."""
+    copies = list((ROOT / "hf_vlp" / "models").glob("*/saving.py"))
+    assert len(copies) == len(
+        [path for path in (ROOT / "hf_vlp" / "models").iterdir() if (path / "__init__.py").exists()]
+    )
+    assert len({file.read_bytes() for file in copies}) == 1
+
+
 def test_ci_runs_the_test_command_of_the_readme():
     commands = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
     assert "python -m pytest" in commands

@@ -6,6 +6,8 @@ type, hard negatives, matching on a part of the batch, starting from BEiT, freez
 groups, weight decay, wrong inputs.
 """
 
+import json
+
 import pytest
 import torch
 from transformers import (
@@ -642,3 +644,15 @@ def test_parameters_tell_their_group_layer_and_decay():
     assert decayed_by_the_original <= plain - original
     assert {"vlmo.norm.weight", "vlmo.layers.0.attention.position_bias_table"} <= plain & original
     assert not {"vlmo.layers.0.attention.qkv.weight", "classifier.dense.weight"} & (plain | original)
+
+
+@pytest.mark.parametrize(
+    ("setup", "tasks"),
+    ((SETUP, {"visual-question-answering"}), (TestVlmoForImageTextRetrieval(), set())),
+    ids=("answers", "retrieval"),
+)
+def test_repository_carries_the_pipeline_of_its_own_head_only(setup, tasks, tmp_path):
+    setup.model_of("relative").save_pretrained(tmp_path)
+    listed = json.loads((tmp_path / "config.json").read_text()).get("custom_pipelines") or {}
+    assert set(listed) == tasks
+    assert (tmp_path / "visual_question_answering.py").exists() == bool(tasks)

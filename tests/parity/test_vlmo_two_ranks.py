@@ -66,6 +66,20 @@ def test_odds_and_draws_of_the_negatives(found, expected):
             assert ((drawn >= 0) & (drawn < len(logits))).all()
 
 
+def test_contrast_is_that_of_one_process_on_all_pairs(found):
+    """The joined batch in one process; matching draws other negatives there."""
+    model = build("pretrain")
+    inputs = load_file(FOLDER / "retrieval_inputs.safetensors")
+    names = ("pixel_values", "input_ids", "attention_mask")
+    pairs = sum(len(one["itm_logits"]) // 3 for one in found)
+    batch = {name: inputs[f"recall_{name}"][:pairs] for name in names}
+    with torch.no_grad():
+        joined = model(**batch, labels=torch.full_like(batch["input_ids"], -100))
+    for one in found:
+        torch.testing.assert_close(one["itc_loss"], joined.losses["itc"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[0]["itc_logits_per_image"], joined.logits_per_image, atol=1e-4, rtol=0)
+
+
 def original_gradients(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     model = build("pretrain")
     gradients = {name: found.get(f"grad.{name}", torch.zeros_like(value)) for name, value in model.named_parameters()}
