@@ -8,11 +8,14 @@ import json
 import os
 import sys
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from hf_vlp.tasks import TASKS
 
 # Exit codes: a picture that could not be captioned; wrong input, as for wrong options.
 FAILED, WRONG_INPUT = 1, 2
@@ -46,10 +49,7 @@ app = typer.Typer(
 _TAKES_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-class Task(str, Enum):
-    """What a model can be evaluated at."""
-
-    captioning = "captioning"
+Task = Enum("Task", {name: name for name in TASKS}, type=str)  # what a model can be evaluated at
 
 
 class Query(str, Enum):
@@ -135,7 +135,7 @@ def train(
     PartialState().destroy_process_group()
 
 
-def _read_data_arguments(data: str, extra: list[str]):
+def _read_data_arguments(data: str, extra: list[str], record_type: str):
     """`DataArguments` from `--data` (a source, or a YAML with a `data:` section) and further `--data.key value`."""
     from hf_vlp.pretraining.arguments import parse_arguments, read_yaml
 
@@ -144,84 +144,113 @@ def _read_data_arguments(data: str, extra: list[str]):
         content = read_yaml(data).get("data")
         if content is None:
             raise ValueError(f"{data} has no section `data:`.")
-    return parse_arguments({"data": content}, extra).data
+    return parse_arguments({"data": {"record_type": record_type, **content}}, extra).data
 
 
 @app.command(
     context_settings=_TAKES_SETTINGS,
-    epilog="\b\nExample: hf-vlp evaluate quickstart --task captioning --data scenes --output predictions.json",
+    epilog="\b\nExample: hf-vlp evaluate quickstart --data scenes --output predictions.json",
 )
 def evaluate(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a model with its processor.")],
-    task: Annotated[Task, typer.Option(help="What is measured.")] = Task.captioning,
+    task: Annotated[Task | None, typer.Option(help="What is measured; by default what the model's head does.")] = None,
     data: Annotated[
         str, typer.Option(help="scenes, a file, folder, pattern or Hub name, or a YAML with a `data:` section.")
     ] = "scenes",
     split: Annotated[str, typer.Option(help="Split of the data.")] = "test",
     metrics: Annotated[
-        str, typer.Option(help="Comma-separated: bleu, rouge_l, cider, cider_d, exact_match, meteor, spice.")
+        str,
+        typer.Option(help="Of captions, comma-separated: bleu, rouge_l, cider, cider_d, exact_match, meteor, spice."),
     ] = "bleu,rouge_l,cider_d,exact_match",
-    num_beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy decoding.")] = 1,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beams of captions; 1 is greedy decoding.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption.")] = 20,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures captioned together.")] = 32,
+    rerank: Annotated[
+        int, typer.Option(min=0, help="Retrieval: so many candidates are scored again by the matching head.")
+    ] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Records measured together.")] = 32,
     max_records: Annotated[int | None, typer.Option(min=1, help="Records at most.")] = None,
-    shuffled: Annotated[bool, typer.Option(help="Also score the captions of other pictures.")] = True,
+    shuffled: Annotated[bool, typer.Option(help="Also score the model with the pictures of other records.")] = True,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default an accelerator if any.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="JSON file for the captions, in the format of the COCO server.")
+        Path | None,
+        typer.Option(
+            help="JSON file in the benchmark's format: captions as for the COCO server, answers as for EvalAI."
+        ),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="JSON file for the scores and the captions they are of.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="JSON file for the scores and the predictions that they are of.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ):
-    """Score a model on a data set: a table, and JSON on request.
+    """Score a model on a data set beside what it must beat: a table, and JSON on request.
 
     Columns and files of the data are set with --data.key value, for example --data.image_root DIR.
     """
+    import inspect
     import tempfile
 
-    from hf_vlp.captioning import load_captioner, to_coco_results
+    from hf_vlp.captioning import load_captioner
     from hf_vlp.describe import check_model_id
-    from hf_vlp.evaluation import evaluate_captioning, write_json
+    from hf_vlp.evaluation import evaluate_model, format_scores
+    from hf_vlp.loading import find_task, load_model_and_processor
     from hf_vlp.metrics import caption_metrics
     from hf_vlp.pretraining.build import first_records
-    from hf_vlp.pretraining.run import format_scores
 
     check_model_id(model)
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
-    try:
-        caption_metrics(["a dog"], [["a dog"]], names)  # not after an hour of captioning
-    except RuntimeError as error:  # METEOR and SPICE without the Java they need
-        raise ValueError(str(error)) from error
+    chosen = TASKS[task.value] if task else find_task(model)
+    options = {"batch_size": batch_size, "shuffled_pictures": shuffled, "rerank": rerank}
+    if chosen.name == "captioning":
+        names = [name.strip() for name in metrics.split(",") if name.strip()]
+        try:
+            caption_metrics(["a dog"], [["a dog"]], names)  # not after an hour of captioning
+        except RuntimeError as error:  # METEOR and SPICE without the Java they need
+            raise ValueError(str(error)) from error
+        options["metrics"] = names
+        options["generation"] = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+    if output is not None and chosen.name not in SUBMISSIONS:
+        raise ValueError(f"{chosen.name} has no submission format: use --report for its predictions.")
+    known = inspect.signature(chosen.load("evaluate")).parameters
+    options = {name: value for name, value in options.items() if name in known}
     _hide_loading_bars()
-    records = first_records(_load_split(data, ctx.args, split), max_records)
-    captioner, processor = load_captioner(model, device=device)
+    records = first_records(_load_split(data, ctx.args, split, record_type=chosen.record_type), max_records)
+    load = load_captioner if chosen.name == "captioning" else partial(load_model_and_processor, chosen)
+    loaded, processor = load(model, device=device)
     with tempfile.TemporaryDirectory() as folder:
         predictions = report or Path(folder) / "predictions.json"
-        scores = evaluate_captioning(
-            captioner,
-            processor,
-            records,
-            metrics=names,
-            generation={"num_beams": num_beams, "max_new_tokens": max_new_tokens},
-            batch_size=batch_size,
-            shuffled_pictures=shuffled,
-            predictions_path=predictions,
-        )
+        scores = evaluate_model(loaded, processor, records, chosen, predictions_path=predictions, **options)
         if output is not None:
-            write_json(output, to_coco_results(json.loads(predictions.read_text(encoding="utf-8"))["predictions"]))
+            rows = json.loads(predictions.read_text(encoding="utf-8"))["predictions"]
+            SUBMISSIONS[chosen.name](output, rows)
     if as_json:
         _echo_json(scores)
     else:
         typer.echo(format_scores(split, scores))
 
 
-def _load_split(data: str, extra: list[str], split: str):
+def _write_coco_results(path: Path, rows: list[dict]):
+    from hf_vlp.captioning import to_coco_results
+    from hf_vlp.evaluation import write_json
+
+    write_json(path, to_coco_results(rows))
+
+
+def _write_answers(path: Path, rows: list[dict]):
+    from hf_vlp.metrics.vqa import write_vqa_submission
+
+    write_vqa_submission(path, [row["question_id"] for row in rows], [row["answer"] for row in rows])
+
+
+# Tasks whose benchmark takes files, and what writes them.
+SUBMISSIONS = {"captioning": _write_coco_results, "visual_question_answering": _write_answers}
+
+
+def _load_split(data: str, extra: list[str], split: str, record_type: str = "captions"):
     from hf_vlp.data.sources import load_records
 
-    return load_records(_read_data_arguments(data, extra), split)
+    return load_records(_read_data_arguments(data, extra, record_type), split)
 
 
 @app.command(epilog='\b\nExample: hf-vlp caption quickstart photo.jpg "photos/*.jpg" --num-beams 5 --json')

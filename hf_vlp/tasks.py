@@ -104,6 +104,7 @@ TASKS: dict[str, Task] = {
         Task(
             name="images_and_text_classification",
             head="ForImagesAndTextClassification",
+            auto_class="AutoModelForSequenceClassification",  # the nearest there is
             collator="hf_vlp.data.task_collators:PairImagesCollator",
             collator_options=(*_PADDING_OPTIONS, "augment"),
             collator_labels="label2id",
@@ -162,4 +163,9 @@ def get_task(task: "str | Task") -> Task:
     return TASKS[task]
 
 
-__all__ = ["TASKS", "Task", "get_task"]
+def task_of_class(class_name: str) -> Task | None:
+    """The task that a model class is for, by the end of its name; `None` for one without a head that is known."""
+    return next((task for task in TASKS.values() if class_name.endswith(task.head)), None)
+
+
+__all__ = ["TASKS", "Task", "get_task", "task_of_class"]

@@ -2,9 +2,10 @@
 
 Covers: help with an example for every command, answered without heavy imports; `caption` with files, folders,
 patterns and URLs, text and JSON lines, batches, prompts, and bad pictures; `ask` and `match` likewise; `convert` there
-and back; `info` for models and adapters, native models and all heads of VLMo; `evaluate`
-with its table, JSON, submission and report; `document-frequencies`; `train` and its settings; errors in one line with
-exit code 2, from each command, with the traceback on request; the exit when the reader of the output goes away.
+and back; `info` for models and adapters, native models and all heads of VLMo; `evaluate` with its table, JSON, submission
+and report, for captions and for every head of VLMo; `document-frequencies`; `train` and its settings; errors in one
+line with exit code 2, from each command, with the traceback on request; the exit when the reader of the output goes
+away.
 """
 
 import json
@@ -24,6 +25,8 @@ from hf_vlp.captioning import find_pictures, to_coco_results
 from hf_vlp.cli import app
 from hf_vlp.hub.export import save_repository
 from tests.hub.tiny_vc_gpt import make_picture, make_tiny_model, make_tiny_processor
+from tests.hub.tiny_vlmo import make_model
+from tests.hub.tiny_vlmo import make_processor as make_vlmo_processor
 from tests.pipelines.tiny_vlmo import make_vlmo, save_vlmo
 
 ROOT = Path(__file__).parent.parent
@@ -490,6 +493,39 @@ def test_evaluate_prints_a_table_and_writes_submission_and_report(model, tmp_pat
     assert [row["image_id"] for row in submission] == [f"test-0-{index}" for index in range(6)]
     assert {tuple(row) for row in submission} == {("image_id", "caption")}
     assert [row["caption"] for row in report["predictions"]] == [row["caption"] for row in submission]
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    (
+        ("VlmoForVisualQuestionAnswering", "exact_match"),
+        ("VlmoForImagesAndTextClassification", "accuracy"),
+        ("VlmoForImageTextRetrieval", "text_to_image_recall_at_1"),
+        ("VlmoForMaskedLM", "mlm_accuracy"),
+        ("VlmoForPreTraining", "itm_accuracy"),
+    ),
+)
+def test_evaluate_measures_what_the_head_of_a_model_does(name, metric, tmp_path):
+    labels = ["False", "True"] if "Images" in name else ["yes", "no", "red"]
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    model = make_model(name, **({"type_vocab_size": 3} if "Images" in name else {}), **names)
+    save_repository(tmp_path / "model", model=model, processor=make_vlmo_processor())
+    options = ("--data.num_eval_scenes", 8, "--json", "--report", tmp_path / "report.json")
+    scores = json.loads(run("evaluate", tmp_path / "model", *options).stdout)
+    assert 0 <= scores[metric] <= 1
+    assert json.loads((tmp_path / "report.json").read_text())["metrics"] == scores
+    submission = tmp_path / "submission.json"
+    if "Question" in name:
+        run("evaluate", tmp_path / "model", *options, "--output", submission)
+        assert {row["answer"] for row in json.loads(submission.read_text())} <= set(labels)
+    else:
+        assert "no submission format" in error_of("evaluate", tmp_path / "model", *options, "--output", submission)
+
+
+def test_evaluate_refuses_a_model_without_the_head(tmp_path):
+    save_repository(tmp_path, model=make_model("VlmoModel"), processor=make_vlmo_processor())
+    assert "has no head to measure" in error_of("evaluate", tmp_path)
+    assert "has no weights for classifier" in error_of("evaluate", tmp_path, "--task", "visual_question_answering")
 
 
 def test_evaluate_takes_the_data_of_a_yaml_and_prints_json(model, tmp_path):
