@@ -2,10 +2,10 @@
 
 Covers: help with an example for every command, answered without heavy imports; `caption` with files, folders,
 patterns and URLs, text and JSON lines, batches, prompts, and bad pictures; `ask` and `match` likewise; `convert` there
-and back; `info` for models and adapters, native models and all heads of VLMo; `evaluate` with its table, JSON, submission
-and report, for captions and for every head of VLMo; `document-frequencies`; `train` and its settings; errors in one
-line with exit code 2, from each command, with the traceback on request; the exit when the reader of the output goes
-away.
+and back; `info` for models and adapters, native models and all heads of VLMo; `evaluate` with its table, JSON,
+submission and report, for captions and for every head of VLMo; `document-frequencies`; `train` and its settings;
+errors in one line with exit code 2, from each command, with the traceback on request; the exit when the reader of the
+output goes away.
 """
 
 import json
