@@ -158,6 +158,8 @@ class VlpTrainingArguments(TrainingArguments):
         "model", "Parameters without weight decay: what the model says, or exactly those of the original's code."
     )
     layer_decay: float = setting(1.0, "Factor on the learning rate for each layer below the top (1: off).")
+    matching_every: int = setting(1, "Image-text matching in every n-th update only: less work, another training.")
+    matching_fraction: float = setting(1.0, "Share of each batch that takes part in image-text matching, likewise.")
     shuffle_block: int = setting(1000, "Streams are shuffled in blocks of so many records (0: not at all).")
 
     def __post_init__(self):
@@ -166,6 +168,11 @@ class VlpTrainingArguments(TrainingArguments):
         if not self.head_learning_rate_multiplier > 0:
             raise ValueError(
                 f"training.head_learning_rate_multiplier={self.head_learning_rate_multiplier} must be positive."
+            )
+        if self.matching_every < 1 or not 0 < self.matching_fraction <= 1:
+            raise ValueError(
+                f"training.matching_every={self.matching_every} must be at least 1, training.matching_fraction="
+                f"{self.matching_fraction} in (0, 1]."
             )
         if self.data_seed is None:
             self.data_seed = self.seed

@@ -8,6 +8,7 @@ behind the last batch that was trained on.
 import contextlib
 import inspect
 import json
+import math
 import os
 import shutil
 import sys
@@ -99,6 +100,12 @@ class VlpTrainer(Trainer):
         self.bad_sample_counts: dict[str, int] = {}  # of all processes, filled at the end of training
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
         self.add_callback(BookkeepingCallback(self))
+        self._matches_less = (getattr(args, "matching_every", 1), getattr(args, "matching_fraction", 1.0)) != (1, 1.0)
+        if self._matches_less and "num_matching" not in inspect.signature(plain_model(self.model).forward).parameters:
+            raise ValueError(
+                f"matching_every and matching_fraction are for pre-training with image-text matching, which "
+                f"{type(plain_model(self.model)).__name__} does not do: leave them at 1."
+            )
 
     # ---- data
 
@@ -152,6 +159,10 @@ class VlpTrainer(Trainer):
         if num_items_in_batch is None and self.model_accepts_loss_kwargs and labels is not None:
             if not model.training and not (labels != -100).any():
                 num_items_in_batch = torch.ones((), device=labels.device)  # as above, in evaluation
+        if self._matches_less and model.training:
+            turn = self.state.global_step % self.args.matching_every == 0
+            rows = math.ceil(self.args.matching_fraction * self._batch_size_of(inputs))
+            inputs = {**inputs, "num_matching": rows if turn else 0}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         losses = outputs.get("losses") if isinstance(outputs, dict) else None
         if losses:

@@ -5,6 +5,7 @@ such stages; statements, retrieval, labels; a start from a BEiT; labels from dat
 pictures; adapters; the original's groups of parameters and the head's rate; settings that do not fit.
 """
 
+import functools
 import json
 
 import pytest
@@ -19,7 +20,7 @@ from transformers import (
     BeitForImageClassification,
 )
 
-from hf_vlp import VlmoForMaskedLM
+from hf_vlp import VlmoForMaskedLM, VlmoForPreTraining
 from hf_vlp.data.answers import AnswerVocabulary
 from hf_vlp.pretraining.arguments import ModelArguments, VlpTrainingArguments, parse_arguments
 from hf_vlp.pretraining.build import find_labels, get_model_class, start_model
@@ -309,11 +310,29 @@ def test_the_head_has_a_rate_of_its_own():
         ({"training": {"head_learning_rate_multiplier": 0.0}}, "must be positive"),
         ({"training": {"head_learning_rate_multiplier": 2.0}}, "needs a group 'head'"),
         ({"training": {"no_decay": "none"}}, "no_decay"),
+        ({"training": {"matching_every": 2}}, "VlmoForMaskedLM does not do"),
+        ({"training": {"matching_fraction": 0.0}}, r"matching_fraction=0.0 in \(0, 1\]"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         train(make_settings(tmp_path, "masked_language", **changes), show=lambda text: None)
+
+
+def test_matching_can_be_left_out_of_some_updates_and_some_pairs(tmp_path, monkeypatch):
+    rows = []
+    forward = VlmoForPreTraining.forward
+
+    @functools.wraps(forward)  # its signature is what the trainer looks at
+    def record(self, *args, **kwargs):
+        if self.training:
+            rows.append(kwargs["num_matching"])
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(VlmoForPreTraining, "forward", record)
+    training = {"max_steps": 4, "matching_every": 2, "matching_fraction": 0.5}
+    train(make_settings(tmp_path, "pretraining", training=training), show=lambda text: None)
+    assert rows == [2, 0, 2, 0]
 
 
 def test_adapters_that_are_not_merged_cannot_be_followed_by_another_head(tmp_path):
