@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import hf_vlp
 from hf_vlp.hub.export import save_repository
 from tests.hub.tiny_vc_gpt import make_picture, make_tiny_model, make_tiny_processor
+from tests.hub.tiny_vlmo import make_model as make_vlmo
+from tests.hub.tiny_vlmo import make_processor as make_vlmo_processor
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CONFIGS = sorted((EXAMPLES / "configs").glob("*.yaml"))
@@ -83,7 +87,10 @@ def test_every_script_is_short_and_has_a_test():
         "caption_folder",
         "compare_with_shuffled",
         "evaluate_model",
+        "extract_features",
         "finetune_lora",
+        "finetune_questions",
+        "search_pictures",
     }
     assert all(len(script.read_text().splitlines()) <= 60 for script in SCRIPTS)
 
@@ -120,3 +127,49 @@ def test_finetune_lora_saves_adapters_and_a_merged_model(model, folder, tmp_path
     # Adding the product to the weights first changes the order of the sums.
     torch.testing.assert_close(adapted(**inputs).logits, merged(**inputs).logits, rtol=1e-3, atol=1e-4)
     assert not torch.equal(before, merged(**inputs).logits)
+
+
+@pytest.fixture(scope="module")
+def vlmo(tmp_path_factory):
+    """Repositories of tiny VLMo models: name of the class -> folder."""
+    root = tmp_path_factory.mktemp("vlmo")
+    names = ("VlmoModel", "VlmoForPreTraining", "VlmoForImageTextRetrieval")
+    return {
+        name: save_repository(root / name, model=make_vlmo(name), processor=make_vlmo_processor()) for name in names
+    }
+
+
+def test_search_pictures_ranks_them_for_each_text(vlmo, folder, monkeypatch, capsys):
+    model = vlmo["VlmoForImageTextRetrieval"]
+    run_script("search_pictures", model, folder / "test", "a dog", "a red bus", monkeypatch=monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith("  ")] == ["a dog", "a red bus"]
+    assert len([line for line in lines if line.endswith(".png")]) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), (("VlmoModel", "pooler_output"), ("VlmoForImageTextRetrieval", "image_embeds"))
+)
+def test_extract_features_writes_a_row_per_picture(name, key, vlmo, folder, tmp_path, monkeypatch):
+    run_script("extract_features", vlmo[name], folder / "test", tmp_path / "f.safetensors", monkeypatch=monkeypatch)
+    features = load_file(tmp_path / "f.safetensors")
+    assert features.keys() == {key}
+    assert features[key].shape == (6, 16)
+    if key == "image_embeds":
+        torch.testing.assert_close(features[key].norm(dim=1), torch.ones(6))
+
+
+def test_finetune_questions_saves_a_model_that_answers(vlmo, tmp_path, monkeypatch, capsys):
+    from hf_vlp.data import sources
+
+    load_records = sources.load_records
+
+    def load_few(arguments, split):
+        return load_records(arguments, split).select(range(8))
+
+    monkeypatch.setattr(sources, "load_records", load_few)
+    run_script("finetune_questions", vlmo["VlmoForPreTraining"], "scenes", tmp_path, "2", monkeypatch=monkeypatch)
+    assert "exact_match" in capsys.readouterr().out
+    answerer = hf_vlp.pipeline("visual-question-answering", model=str(tmp_path))
+    (answer,) = answerer(image=make_picture(), question="what is it?", top_k=1)
+    assert answer["answer"] in answerer.model.config.label2id
