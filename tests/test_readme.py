@@ -10,11 +10,20 @@ from pathlib import Path
 
 import pytest
 import typer
-from transformers import CLIPVisionConfig, CLIPVisionModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from hf_vlp.cli import app
 from hf_vlp.hub.export import save_repository
 from tests.hub.tiny_vc_gpt import make_picture, make_tiny_model, make_tiny_processor
+from tests.hub.tiny_vlmo import make_model as make_vlmo
+from tests.hub.tiny_vlmo import make_processor as make_vlmo_processor
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -52,6 +61,20 @@ def place(tmp_path_factory):
     text = GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=32, vocab_size=300, bos_token_id=0, eos_token_id=0)
     for name in ("gpt2", "openai-community/gpt2"):
         GPT2LMHeadModel(text).save_pretrained(directory / name)
+    for name, class_name in (
+        ("vlmo-base", "VlmoForPreTraining"),
+        ("vlmo-base-vqa", "VlmoForVisualQuestionAnswering"),
+    ):
+        save_repository(directory / name, model=make_vlmo(class_name), processor=make_vlmo_processor())
+    beit = BeitConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=32,
+        use_relative_position_bias=True,
+    )
+    BeitForImageClassification(beit).save_pretrained(directory / "microsoft" / "beit-base-patch16-224")
     return directory
 
 
