@@ -81,6 +81,14 @@ def test_every_folder_of_models_holds_the_same_saving_code():
     assert len({file.read_bytes() for file in copies}) == 1
 
 
+def test_auto_map_of_checkpoints_is_the_table_of_auto_classes():
+    from hf_vlp.auto import ARCHITECTURES
+
+    for entry in ARCHITECTURES.values():
+        model_class = entry.get("modeling", entry.models["AutoModel"])
+        assert model_class._exported_classes == entry.models
+
+
 def test_ci_runs_the_test_command_of_the_readme():
     commands = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
     assert "python -m pytest" in commands
