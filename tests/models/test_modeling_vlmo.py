@@ -47,8 +47,9 @@ class VlmoSetup(ModelSetup):
     padding_values = {"input_ids": 0, "attention_mask": 0}
     padding_sides = ("right",)
     selected = {
-        "half_precision|device_map|save_that_fails|shards|inductor|compiled|resumed|accumulated": ("relative",),
+        "half_precision|device_map|save_that_fails|shards|compiled|resumed|accumulated": ("relative",),
         "adapter|merged": ("relative",),
+        "inductor": (),  # minutes; two heads stand for all
     }
 
     def make_config(self, absolute: bool = False, **choices) -> VlmoConfig:
@@ -108,6 +109,7 @@ class TestVlmoForVisualQuestionAnswering(VlmoSetup, ModelingTests, AdapterTests,
     model_class = VlmoForVisualQuestionAnswering
     auto_class = "AutoModelForVisualQuestionAnswering"
     variants = {**VlmoSetup.variants, "convolution_stem": {"vision_stem": "convolution"}}
+    selected = {**VlmoSetup.selected, "inductor": ("relative",)}
     idle_parameters = rf"{UNREAD}|layers\.2\.experts\.(text|image)\."
 
     def test_every_parameter_gets_a_gradient(self, variant):
@@ -185,7 +187,7 @@ class TestVlmoForPreTraining(VlmoSetup, ModelingTests, AdapterTests, TrainingTes
     auto_class = "AutoModelForPreTraining"
     variants = {"relative": {}}
     # Negatives are those of the batch at hand; states of which of its passes?
-    selected = {**VlmoSetup.selected, "accumulated|hidden_states_and|does_not_depend": ()}
+    selected = {**VlmoSetup.selected, "accumulated|hidden_states_and|does_not_depend": (), "inductor": ("relative",)}
     padding_values = {**VlmoSetup.padding_values, "labels": -100, "mlm_input_ids": 0}
     text_outputs = ("mlm_logits",)
     vocabulary_outputs = ("mlm_logits",)
