@@ -241,7 +241,8 @@ def compare_training(arguments):
         raise SystemExit(f"The two ways disagree: {losses}")
     # A rate of zero: every round starts from the same weights, and the work is the same.
     optimizers = {
-        name: torch.optim.AdamW(list(one.parameters()), lr=0.0) for name, one in (("plain", plain), ("ours", model))
+        name: torch.optim.AdamW(list(one.parameters()), lr=0.0, fused=True)
+        for name, one in (("plain", plain), ("ours", model))
     }
 
     def step(name, loss):

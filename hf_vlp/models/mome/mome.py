@@ -231,10 +231,14 @@ class MomeAttention(nn.Module):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, length, _ = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch, length, 3, self.num_heads, self.head_dim)
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias, requires_grad=False), self.v_bias))
+        if type(self.qkv) is nn.Linear:
+            qkv = nn.functional.linear(hidden_states, self.qkv.weight, bias)
+        else:  # an adapter or a quantiser replaced it: call it
+            qkv = self.qkv(hidden_states) + bias
+        qkv = qkv.view(batch, length, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, length, head dim)
-        query = query[:, :, :num_queries] + self.q_bias.view(self.num_heads, 1, self.head_dim)
-        value = value + self.v_bias.view(self.num_heads, 1, self.head_dim)
+        query = query[:, :, :num_queries]
         if attention_mask is not None:
             attention_mask = attention_mask[:, :, :num_queries]
         position_bias = None
@@ -309,7 +313,8 @@ class MomeBlock(GradientCheckpointingLayer):
         return torch.cat((text, self._add(image, self.experts["image"](image), self.expert_scale)), dim=1)
 
     def _add(self, residual: torch.Tensor, update: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-        return residual + self.drop_path(update if scale is None else update * scale)
+        update = self.drop_path(update)
+        return residual + update if scale is None else torch.addcmul(residual, update, scale)
 
 
 class MomePooler(nn.Module):
