@@ -216,7 +216,8 @@ def evaluate_question_answering(
 
     Records have `question`, and `answers` (a list) or `answer`. Scores: `exact_match`; and `vqa_accuracy`, the soft
     score of VQA v2, where every question has the answers of several annotators. The file of predictions has
-    `question_id` and `answer` in each row.
+    `question_id` and `answer` in each row. Where no record has answers, as in the test part of a challenge, there are
+    predictions and no scores.
     """
     from hf_vlp.data.answers import AnswerVocabulary
     from hf_vlp.metrics.vqa import human_answers, vqa_accuracy, vqa_exact_match
@@ -232,6 +233,9 @@ def evaluate_question_answering(
         return vocabulary.decode(model(**batch).logits.argmax(-1))
 
     predictions = predict_records(model, records, answer, description="Answering", **options)
+    is_answered = any(
+        record.get("answers") or record.get("answer") is not None for record in _only(records, _QUESTION_COLUMNS)
+    )
     rows = []
     for index, prediction in enumerate(predictions):
         if prediction is not None:
@@ -242,7 +246,7 @@ def evaluate_question_answering(
                     "question_id": index if identity is None else identity,
                     "question": record["question"],
                     "answer": prediction,
-                    "references": human_answers(record),
+                    "references": human_answers(record) if is_answered else None,
                     "index": index,
                 }
             )
@@ -250,19 +254,21 @@ def evaluate_question_answering(
     references = [row["references"] for row in rows]
 
     def score(answers: list[str]) -> dict[str, float]:
+        if not is_answered:
+            return {}
         scores = {"exact_match": vqa_exact_match(answers, references)}
         if min(map(len, references)) >= _MIN_ANNOTATORS:
             scores = {"vqa_accuracy": vqa_accuracy(answers, references), **scores}
         return scores
 
     results: dict[str, Any] = score([row["answer"] for row in rows])
-    if shuffled_pictures:
+    if shuffled_pictures and is_answered:
         other = _WithOtherPictures(records, seed)
         shuffled = predict_records(model, other, answer, description="With other pictures", **options)
         # Where the other picture cannot be read, the question stays without an answer.
         answers = [shuffled[row["index"]] or "" for row in rows]
         results |= {f"shuffled_{name}": value for name, value in score(answers).items()}
-    if training_records is not None:
+    if training_records is not None and is_answered:
         frequent = _MostFrequent(training_answers(training_records))
         results |= {f"constant_{name}": value for name, value in score([frequent.constant] * len(rows)).items()}
         by_question = [frequent.for_text(row["question"]) for row in rows]

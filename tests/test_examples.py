@@ -4,6 +4,7 @@ Covers: each YAML opens with command, hardware, time and score, and trains one s
 other setting being its own; scripts run, and stay short.
 """
 
+import json
 import re
 import runpy
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import hf_vlp
 from hf_vlp.hub.export import save_repository
@@ -90,6 +92,8 @@ def test_every_script_is_short_and_has_a_test():
         "extract_features",
         "finetune_lora",
         "finetune_questions",
+        "prepare_nlvr2",
+        "prepare_vqa_v2",
         "search_pictures",
     }
     assert all(len(script.read_text().splitlines()) <= 60 for script in SCRIPTS)
@@ -173,3 +177,73 @@ def test_finetune_questions_saves_a_model_that_answers(vlmo, tmp_path, monkeypat
     answerer = hf_vlp.pipeline("visual-question-answering", model=str(tmp_path))
     (answer,) = answerer(image=make_picture(), question="what is it?", top_k=1)
     assert answer["answer"] in answerer.model.config.label2id
+
+
+def test_prepared_vqa_v2_trains_and_gives_a_submission(vlmo, tmp_path, monkeypatch, capsys):
+    from hf_vlp.cli import app
+    from hf_vlp.pretraining.run import train
+
+    source, output = tmp_path / "source", tmp_path / "records"
+    answers = ["red", "blue", "yes"]
+    for part, first in (("train2014", 0), ("val2014", 10), ("test2015", 20)):
+        (source / part).mkdir(parents=True)
+        questions, annotations = [], []
+        for index in range(first, first + 6):
+            make_picture(index).save(source / part / f"COCO_{part}_{index:012d}.jpg")
+            for number in range(3):  # each answer twelve times: more than the nine that a label needs
+                answer = answers[(index + number) % 3]
+                identity = {"question_id": 10 * index + number, "image_id": index}
+                questions.append({**identity, "question": "what is it?"})
+                annotations.append(
+                    {
+                        **identity,
+                        "multiple_choice_answer": answer,
+                        "answers": [{"answer": answer}] * 9 + [{"answer": "no"}],
+                    }
+                )
+        (source / f"v2_OpenEnded_mscoco_{part}_questions.json").write_text(json.dumps({"questions": questions}))
+        if part != "test2015":
+            (source / f"v2_mscoco_{part}_annotations.json").write_text(json.dumps({"annotations": annotations}))
+    run_script("prepare_vqa_v2", source, output, 2, monkeypatch=monkeypatch)
+    assert "train: 30 questions\nvalidation: 6 questions\ntest: 18 questions" in capsys.readouterr().out
+    names = json.loads((output / "answers.json").read_text())
+    settings = {
+        "task": "visual_question_answering",
+        "model": {
+            "architecture": "vlmo",
+            "model_name_or_path": str(vlmo["VlmoForPreTraining"]),
+            "answer_vocabulary": str(output / "answers.json"),
+        },
+        "data": {"source": str(output)},
+        "training": {"output_dir": str(tmp_path / "model"), "max_steps": 1, "use_cpu": True, "save_strategy": "no"},
+    }
+    metrics = train(settings, {"training.per_device_train_batch_size": 2}, show=lambda text: None)
+    assert 0 <= metrics["validation_vqa_accuracy"] <= 1
+    submission = tmp_path / "submission.json"
+    arguments = ["evaluate", str(tmp_path / "model"), "--data", str(output), "--output", str(submission)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    entries = json.loads(submission.read_text())
+    assert len(entries) == 18
+    assert {entry["answer"] for entry in entries} <= set(names if isinstance(names, list) else names["answers"])
+
+
+def test_prepared_nlvr2_is_read_as_statements(tmp_path, monkeypatch):
+    from hf_vlp.data.sources import DataArguments, load_records
+
+    source, output = tmp_path / "source", tmp_path / "records"
+    for part, place in (("train", "images/train/7"), ("dev", "dev"), ("test1", "test1")):
+        (source / place).mkdir(parents=True)
+        for side in range(2):
+            make_picture(side).save(source / place / f"{part}-3-0-img{side}.png")
+        example = {"identifier": f"{part}-3-0-1", "sentence": "two circles", "label": "True", "directory": 7}
+        if part != "train":
+            del example["directory"]
+        (source / f"{part}.json").write_text(json.dumps(example) + "\n")
+    run_script("prepare_nlvr2", source, output, monkeypatch=monkeypatch)
+    for split in ("train", "validation", "test"):
+        (record,) = load_records(DataArguments(source=str(output), record_type="statements"), split)
+        assert record["sentence" if "sentence" in record else "statement"] == "two circles"
+        assert record["label"] in (True, 1)
+        assert len(record["images"]) == 2
+        assert all(Path(image["path"]).is_file() for image in record["images"])
