@@ -97,6 +97,12 @@ class VisualQuestionAnsweringPipeline(ImagePipeline):
                 f"{type(inner).__name__} does not take a picture and a text. Load the checkpoint with"
                 " `AutoModelForVisualQuestionAnswering`."
             )
+        if self.tokenizer is not None and set(self.tokenizer.get_vocab()) <= set(self.tokenizer.all_special_tokens):
+            # What the library makes of a folder without tokenizer files; every word would be unknown, silently.
+            raise ValueError(
+                "The tokenizer knows no words, only special tokens: its files are missing beside the model. Save a"
+                " tokenizer there, or pass `tokenizer=`."
+            )
 
     def _sanitize_parameters(
         self,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.utils import is_torchvision_available
 
 from hf_vlp.data.tokenization import train_bert_tokenizer, train_gpt2_tokenizer
@@ -19,6 +19,7 @@ from hf_vlp.models.mome import processing_mome
 from hf_vlp.models.mome.modeling_vlmo import VlmoModel
 from hf_vlp.models.mome.processing_mome import MomeImageProcessor, MomeImageProcessorPil, MomeProcessor
 from tests.common.processing import ProcessorTests
+from tests.hub.tiny_vlmo import make_model
 
 TEXTS = ("a dog", "two small cats sit on a mat")
 SIDE = 16
@@ -210,3 +211,11 @@ def test_name_of_the_other_back_end_falls_back_without_torchvision():
 def test_tokenizer_without_begin_and_end_is_refused():
     with pytest.raises(ValueError, match=r"no cls_token\. Give a BertTokenizer"):
         MomeProcessor(MomeImageProcessorPil(), train_gpt2_tokenizer(list(TEXTS), 300))
+
+
+def test_repository_without_tokenizer_files_is_refused(tmp_path):
+    """The library makes a tokenizer of special tokens alone of it, to which every word is the same."""
+    make_model("VlmoForImageTextRetrieval").save_pretrained(tmp_path)
+    MomeImageProcessorPil(size=32).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="knows no words, only special tokens"):
+        AutoProcessor.from_pretrained(tmp_path)

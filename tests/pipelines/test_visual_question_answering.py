@@ -22,9 +22,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import ViTModel
 from transformers.pipelines.pt_utils import KeyDataset
 
+from hf_vlp import MomeImageProcessorPil
 from hf_vlp.pipelines import VisualQuestionAnsweringPipeline, pipeline, visual_question_answering
 from tests.pipelines.tiny_answerers import ANSWERERS, ANSWERS
 from tests.pipelines.tiny_captioners import picture
+from tests.pipelines.tiny_vlmo import make_vlmo
 
 PICTURES = [picture(0), picture(1, 40), picture(2).resize((40, 20))]
 QUESTIONS = ["red circle", "what is above the large cross", "a a a a"]
@@ -404,3 +406,11 @@ def test_a_saved_pipeline_has_all_it_needs_and_answers_the_same(answerers, tmp_p
     assert {"visual_question_answering.py", "image_pipeline.py"} <= {file.name for file in tmp_path.iterdir()}
     loaded = pipeline("visual-question-answering", str(tmp_path), device="cpu")
     assert_same(loaded(PICTURES, QUESTIONS), pipe(PICTURES, QUESTIONS))
+
+
+def test_repository_without_tokenizer_files_is_refused(tmp_path):
+    """The library makes a tokenizer of special tokens alone of it, to which every question is the same."""
+    make_vlmo("VlmoForVisualQuestionAnswering").save_pretrained(tmp_path)
+    MomeImageProcessorPil(size=16).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="knows no words, only special tokens"):
+        pipeline("visual-question-answering", model=str(tmp_path))

@@ -69,6 +69,12 @@ class MomeProcessor(ProcessorMixin):
             for name in ("cls_token", "sep_token", "pad_token"):
                 if getattr(tokenizer, name) is None:
                     raise ValueError(f"The tokenizer has no {name}. Give a BertTokenizer, or one with that token.")
+            if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+                # What the library makes of a folder without tokenizer files; every word would be unknown, silently.
+                raise ValueError(
+                    "The tokenizer knows no words, only special tokens: its files are missing from the folder that it "
+                    "was loaded from. Save a tokenizer there, or convert the checkpoint again with a vocabulary."
+                )
             # Both, as only the second is saved.
             tokenizer.model_input_names = ["input_ids", "attention_mask"]
             tokenizer.init_kwargs["model_input_names"] = ["input_ids", "attention_mask"]
