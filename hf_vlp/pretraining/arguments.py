@@ -160,6 +160,9 @@ class VlpTrainingArguments(TrainingArguments):
     layer_decay: float = setting(1.0, "Factor on the learning rate for each layer below the top (1: off).")
     matching_every: int = setting(1, "Image-text matching in every n-th update only: less work, another training.")
     matching_fraction: float = setting(1.0, "Share of each batch that takes part in image-text matching, likewise.")
+    contrastive_chunk_size: int | None = setting(
+        None, "Retrieval: encode so many rows of a batch at a time; each is run twice, with the gradient of the whole."
+    )
     shuffle_block: int = setting(1000, "Streams are shuffled in blocks of so many records (0: not at all).")
 
     def __post_init__(self):
@@ -174,6 +177,8 @@ class VlpTrainingArguments(TrainingArguments):
                 f"training.matching_every={self.matching_every} must be at least 1, training.matching_fraction="
                 f"{self.matching_fraction} in (0, 1]."
             )
+        if self.contrastive_chunk_size is not None and self.contrastive_chunk_size < 1:
+            raise ValueError(f"training.contrastive_chunk_size={self.contrastive_chunk_size} must be at least 1.")
         if self.data_seed is None:
             self.data_seed = self.seed
         if not torch.accelerator.is_available():

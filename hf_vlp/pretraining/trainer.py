@@ -101,11 +101,14 @@ class VlpTrainer(Trainer):
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
         self.add_callback(BookkeepingCallback(self))
         self._matches_less = (getattr(args, "matching_every", 1), getattr(args, "matching_fraction", 1.0)) != (1, 1.0)
-        if self._matches_less and "num_matching" not in inspect.signature(plain_model(self.model).forward).parameters:
-            raise ValueError(
-                f"matching_every and matching_fraction are for pre-training with image-text matching, which "
-                f"{type(plain_model(self.model)).__name__} does not do: leave them at 1."
-            )
+        self._chunk_size = getattr(args, "contrastive_chunk_size", None)
+        plain = plain_model(self.model)
+        for is_set, names, argument in (
+            (self._matches_less, "matching_every and matching_fraction", "num_matching"),
+            (self._chunk_size is not None, "contrastive_chunk_size", "chunk_size"),
+        ):
+            if is_set and argument not in inspect.signature(plain.forward).parameters:
+                raise ValueError(f"{type(plain).__name__} does not take {argument}: leave out {names}.")
 
     # ---- data
 
@@ -163,6 +166,8 @@ class VlpTrainer(Trainer):
             turn = self.state.global_step % self.args.matching_every == 0
             rows = math.ceil(self.args.matching_fraction * self._batch_size_of(inputs))
             inputs = {**inputs, "num_matching": rows if turn else 0}
+        if self._chunk_size is not None and model.training:
+            inputs = {**inputs, "chunk_size": self._chunk_size}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         losses = outputs.get("losses") if isinstance(outputs, dict) else None
         if losses:

@@ -622,6 +622,36 @@ def test_retrieval_scores_are_cosines_and_match_logits():
     torch.testing.assert_close(scores, model.itm_head(pooled)[:, 1].detach(), **CLOSE)
 
 
+@pytest.mark.parametrize("chunk_size", (1, 2, 8))
+def test_chunks_have_the_gradient_of_the_whole_batch_and_keep_fewer_activations(chunk_size):
+    setup = TestVlmoForImageTextRetrieval()
+    model = setup.model_of("relative").train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
+    inputs = setup.make_inputs(model.config, rows=5)
+
+    def train(**options):
+        kept = []
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda saved: kept.append(saved.numel()) or saved, lambda saved: saved
+        ):
+            loss = model(**inputs, **options).loss
+        loss.backward()
+        gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+        return {"loss": loss.detach(), **gradients}, sum(kept)
+
+    whole, size = train()
+    chunks, smaller_size = train(chunk_size=chunk_size)
+    assert_same(whole, chunks, **CLOSE)
+    assert smaller_size < size / 5
+    with torch.no_grad():
+        assert_same(run(model, inputs), run(model, inputs, chunk_size=chunk_size))
+
+
 def test_language_stage_trains_the_text_side_only():
     model = TestVlmoForMaskedLM().model_of("relative")
     model.freeze_for_language_stage()

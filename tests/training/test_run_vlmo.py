@@ -10,6 +10,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -310,7 +311,9 @@ def test_the_head_has_a_rate_of_its_own():
         ({"training": {"head_learning_rate_multiplier": 0.0}}, "must be positive"),
         ({"training": {"head_learning_rate_multiplier": 2.0}}, "needs a group 'head'"),
         ({"training": {"no_decay": "none"}}, "no_decay"),
-        ({"training": {"matching_every": 2}}, "VlmoForMaskedLM does not do"),
+        ({"training": {"matching_every": 2}}, "VlmoForMaskedLM does not take num_matching"),
+        ({"training": {"contrastive_chunk_size": 2}}, "VlmoForMaskedLM does not take chunk_size"),
+        ({"training": {"contrastive_chunk_size": 0}}, "contrastive_chunk_size=0"),
         ({"training": {"matching_fraction": 0.0}}, r"matching_fraction=0.0 in \(0, 1\]"),
     ],
 )
@@ -333,6 +336,19 @@ def test_matching_can_be_left_out_of_some_updates_and_some_pairs(tmp_path, monke
     training = {"max_steps": 4, "matching_every": 2, "matching_fraction": 0.5}
     train(make_settings(tmp_path, "pretraining", training=training), show=lambda text: None)
     assert rows == [2, 0, 2, 0]
+
+
+def test_chunks_train_to_the_same_weights(tmp_path):
+    weights = []
+    for name, chunk_size in (("whole", None), ("chunks", 2)):
+        # Plain gradient descent: Adam would blow up the rounding of gradients near zero.
+        training = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 3, "per_device_train_batch_size": 5}
+        training["contrastive_chunk_size"] = chunk_size
+        settings = make_settings(tmp_path / name, "image_text_retrieval", training=training)
+        train(settings, show=lambda text: None)
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_adapters_that_are_not_merged_cannot_be_followed_by_another_head(tmp_path):

@@ -57,6 +57,7 @@ from .mome_losses import (
     contrastive_logits,
     contrastive_loss,
     draw_hard_negatives,
+    encode_in_chunks,
     gather_features,
     gather_rows,
     gather_texts,
@@ -746,18 +747,32 @@ class VlmoForImageTextRetrieval(VlmoPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.FloatTensor | None = None,
         return_loss: bool = True,
+        chunk_size: int | None = None,
         **kwargs,
     ) -> VlmoImageTextOutput:
         """Compare all pictures (images, channels, size, size) with all texts (texts, length).
 
         The loss takes text i as the one of picture i, over the pairs of all processes in training; it is `None` when
-        the numbers differ. The matching head takes no part in it.
+        the numbers differ. The matching head takes no part in it. `chunk_size` trains on batches that do not fit into
+        memory: so many rows are encoded at a time, and once more in the backward pass.
         """
         kwargs = {name: value for name, value in kwargs.items() if name not in _RECORDED}  # of which tower?
-        image = self._encode(pixel_values=pixel_values, **kwargs)
-        text = self._encode(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        image_embeds = project(image, self.itc_image_projection).pooler_output
-        text_embeds = project(text, self.itc_text_projection).pooler_output
+        if attention_mask is None and input_ids is not None:
+            attention_mask = torch.ones_like(input_ids)
+
+        def encode_images(pixel_values):
+            outputs = self._encode(pixel_values=pixel_values, **kwargs)
+            return project(outputs, self.itc_image_projection).pooler_output
+
+        def encode_texts(input_ids, attention_mask):
+            outputs = self._encode(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            return project(outputs, self.itc_text_projection).pooler_output
+
+        if chunk_size is None or not torch.is_grad_enabled():
+            image_embeds, text_embeds = encode_images(pixel_values), encode_texts(input_ids, attention_mask)
+        else:
+            image_embeds = encode_in_chunks(encode_images, pixel_values, chunk_size=chunk_size)
+            text_embeds = encode_in_chunks(encode_texts, input_ids, attention_mask, chunk_size=chunk_size)
         all_images, all_texts = image_embeds, text_embeds
         is_paired = return_loss and len(image_embeds) == len(text_embeds)
         if is_paired and self.training:

@@ -5,10 +5,12 @@ same functions. Everything runs unchanged in one process and in many: with a pro
 gathered, the own ones first.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 class HardNegatives(NamedTuple):
@@ -57,6 +59,17 @@ def gather_features(features: torch.Tensor) -> torch.Tensor:
     if world_size() == 1:
         return features
     return torch.cat((features, gather_rows(features)[len(features) :]))
+
+
+def encode_in_chunks(encode: Callable[..., torch.Tensor], *rows: torch.Tensor, chunk_size: int) -> torch.Tensor:
+    """Features of a large batch with the activations of one chunk in memory; the gradient is that of the whole batch.
+
+    Each chunk is run without keeping its activations, and once more in the backward pass, where its gradient is known.
+    Inputs: tensors that `encode` takes, each (rows, ...), split along the rows. Returns (rows, dim).
+    References: GradCache (Gao et al., 2021, arXiv 2101.06983).
+    """
+    chunks = zip(*(tensor.split(chunk_size) for tensor in rows))
+    return torch.cat([checkpoint(encode, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def contrastive_logits(
@@ -163,6 +176,7 @@ __all__ = [
     "contrastive_logits",
     "contrastive_loss",
     "draw_hard_negatives",
+    "encode_in_chunks",
     "gather_features",
     "gather_rows",
     "gather_texts",
