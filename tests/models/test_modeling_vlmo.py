@@ -448,6 +448,14 @@ class TestHardNegatives:
         with pytest.raises(ValueError, match="one pair only: use larger batches"):
             model(**inputs)
 
+    def test_one_pair_alone_can_be_encoded_without_labels(self):
+        model, inputs = self.inputs(rows=1)
+        del inputs["labels"]
+        outputs = run(model, inputs)
+        assert outputs["mlm_logits"].shape == (1, 7, VOCAB_SIZE)
+        assert outputs["logits_per_image"].shape == (1, 1)
+        assert not {"loss", "itm_logits"} & outputs.keys()
+
     def test_one_kind_of_negatives_alone_is_refused(self):
         model, inputs = self.inputs(rows=2)
         with pytest.raises(ValueError, match="together, or neither"):

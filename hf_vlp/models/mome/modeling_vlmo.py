@@ -913,10 +913,11 @@ class VlmoForPreTraining(VlmoPreTrainedModel):
             labels: the masked words, (B, length), -100 elsewhere; without them there is no loss.
             itm_negative_image_index, itm_negative_text_index: (B,), negatives drawn before, positions among the pairs
                 of all processes, own ones first; drawn by similarity when not given.
-            num_matching: pairs of the batch that take part in matching, the first ones (default all; 0 for none):
-                less work, and another training. Not in the original.
+            num_matching: pairs of the batch that take part in matching, the first ones (default all with `labels` or
+                given negatives, else none): less work, and another training. Not in the original.
 
-        Raises ValueError for a batch of one pair, which has no negative, and when only one of the two is given.
+        Raises ValueError for matching in a batch of one pair, which has no negative, and when the negatives of only
+        one kind are given.
         """
         if input_ids is None or pixel_values is None:
             raise ValueError("Pre-training needs pairs: give pixel_values and input_ids.")
@@ -925,7 +926,9 @@ class VlmoForPreTraining(VlmoPreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         rows, length = input_ids.shape
-        num_matching = rows if num_matching is None else min(num_matching, rows)
+        if num_matching is None:
+            num_matching = rows if labels is not None or itm_negative_image_index is not None else 0
+        num_matching = min(num_matching, rows)
         kwargs = {name: value for name, value in kwargs.items() if name not in _RECORDED}  # of which pass?
         patches = self.vlmo.image_embeddings(pixel_values)  # once for all passes
         image = self._encode(image_embeds=patches, output_vl_branch=True, **kwargs)
