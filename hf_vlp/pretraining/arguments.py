@@ -150,7 +150,8 @@ class VlpTrainingArguments(TrainingArguments):
     group_learning_rates: dict | None = field(
         default=None,
         metadata={
-            "help": "Rates of groups of parameters (vision, language, fusion), others take learning_rate; null undoes."
+            "help": "Rates of groups of parameters (vision, language, fusion; or body, head), others take "
+            "learning_rate; null undoes."
         },
     )
     head_learning_rate_multiplier: float = setting(1.0, "Factor on the learning rate of the group head (a new task).")

@@ -587,6 +587,8 @@ class TestBeit:
             VlmoModel.from_beit_pretrained(tmp_path)
         with pytest.raises(ValueError, match="hidden_size=32 differs from the BEiT's 16"):
             VlmoModel.from_beit_pretrained(self.beit(), hidden_size=32)
+        with pytest.raises(ValueError, match="vision_stem='convolution' has no place"):
+            VlmoModel.from_beit_pretrained(self.beit(), vision_stem="convolution")
         plain = self.beit(BeitModel, use_relative_position_bias=False)
         with pytest.raises(ValueError, match="no relative position bias"):
             VlmoModel.from_beit_pretrained(plain)
@@ -599,6 +601,8 @@ def test_wrong_inputs_say_what_was_expected():
         model()
     with pytest.raises(ValueError, match="2 texts and 1 pictures do not make pairs"):
         model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"][:1])
+    with pytest.raises(ValueError, match="A text of no tokens"):
+        model(input_ids=inputs["input_ids"][:, :0])
     with pytest.raises(ValueError, match="not both"):
         model(input_ids=inputs["input_ids"], inputs_embeds=torch.zeros(2, 7, 16))
     with pytest.raises(ValueError, match="a picture or a text alone"):

@@ -439,6 +439,8 @@ class VlmoModel(VlmoPreTrainedModel):
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size"):
             if getattr(config, name) != getattr(theirs, name):
                 raise ValueError(f"{name}={getattr(config, name)} differs from the BEiT's {getattr(theirs, name)}.")
+        if config.vision_stem != "patch":
+            raise ValueError(f"vision_stem={config.vision_stem!r} has no place for a BEiT's patch embedding.")
         if config.use_relative_position_bias and not (
             theirs.use_relative_position_bias or theirs.use_shared_relative_position_bias
         ):
@@ -568,6 +570,8 @@ class VlmoModel(VlmoPreTrainedModel):
         )
 
     def _check_text(self, length: int):
+        if length < 1:
+            raise ValueError("A text of no tokens: it holds at least the one that it begins with, T_CLS.")
         config = self.config
         longest = config.max_text_length_of_table
         if config.use_absolute_position_embeddings or not config.use_relative_position_bias:
@@ -840,9 +844,8 @@ class VlmoForMaskedLM(VlmoPreTrainedModel):
 class VlmoForPreTraining(VlmoPreTrainedModel):
     """Pre-training on pairs (stage 3): masked words, contrast, and matching with hard negatives.
 
-    >>> outputs = model(**batch)  # of hf_vlp.data.PreTrainingCollator
-    >>> outputs.loss.backward()
-    ... outputs.losses["itm"]
+    >>> outputs = model(**batch)  # of hf_vlp.data.task_collators.PreTrainingCollator
+    >>> outputs.loss, outputs.losses["itm"]
     """
 
     _auto_class = "AutoModelForPreTraining"
@@ -872,8 +875,7 @@ class VlmoForPreTraining(VlmoPreTrainedModel):
     def get_image_features(
         self, pixel_values: torch.FloatTensor, vl_branch: bool = False, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """Unit-norm features of pictures, (images, dim) in `pooler_output`; those of the vision-language branch on
-        request."""
+        """Unit-norm features of pictures, `pooler_output` (images, dim); `vl_branch` takes the other branch's."""
         outputs = self._encode(only_first=False, pixel_values=pixel_values, output_vl_branch=vl_branch, **kwargs)
         return project(outputs, self.itc_image_vl_projection if vl_branch else self.itc_image_projection, vl_branch)
 
@@ -885,8 +887,7 @@ class VlmoForPreTraining(VlmoPreTrainedModel):
         vl_branch: bool = False,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """Unit-norm features of texts, (texts, dim) in `pooler_output`; those of the vision-language branch on
-        request."""
+        """Unit-norm features of texts, `pooler_output` (texts, dim); `vl_branch` takes the other branch's."""
         texts = {"input_ids": input_ids, "attention_mask": attention_mask}
         outputs = self._encode(only_first=False, output_vl_branch=vl_branch, **texts, **kwargs)
         return project(outputs, self.itc_text_vl_projection if vl_branch else self.itc_text_projection, vl_branch)
@@ -1090,31 +1091,31 @@ def copy_beit(source: BeitModel, target: VlmoModel) -> set[str]:
         ours |= {"norm.weight": theirs["layernorm.weight"], "norm.bias": theirs["layernorm.bias"]}
     tables = set()
     for index, layer in enumerate(target.layers):
-        before, after = f"layers.{index}.", f"layers.{index}."
-        attention = f"{before}attention."
+        block = f"layers.{index}."  # here and there
+        attention = f"{block}attention."
         ours |= {
-            f"{after}attention.qkv.weight": torch.cat([theirs[f"{attention}{part}_proj.weight"] for part in "qkv"]),
-            f"{after}attention.q_bias": theirs[f"{attention}q_proj.bias"],
-            f"{after}attention.v_bias": theirs[f"{attention}v_proj.bias"],
-            f"{after}attention.output.weight": theirs[f"{attention}o_proj.weight"],
-            f"{after}attention.output.bias": theirs[f"{attention}o_proj.bias"],
+            f"{attention}qkv.weight": torch.cat([theirs[f"{attention}{part}_proj.weight"] for part in "qkv"]),
+            f"{attention}q_bias": theirs[f"{attention}q_proj.bias"],
+            f"{attention}v_bias": theirs[f"{attention}v_proj.bias"],
+            f"{attention}output.weight": theirs[f"{attention}o_proj.weight"],
+            f"{attention}output.bias": theirs[f"{attention}o_proj.bias"],
         }
         for end in ("weight", "bias"):
             ours |= {
-                f"{after}attention_norm.{end}": theirs[f"{before}layernorm_before.{end}"],
-                f"{after}experts.image.norm.{end}": theirs[f"{before}layernorm_after.{end}"],
-                f"{after}experts.image.fc1.{end}": theirs[f"{before}mlp.fc1.{end}"],
-                f"{after}experts.image.fc2.{end}": theirs[f"{before}mlp.fc2.{end}"],
+                f"{block}attention_norm.{end}": theirs[f"{block}layernorm_before.{end}"],
+                f"{block}experts.image.norm.{end}": theirs[f"{block}layernorm_after.{end}"],
+                f"{block}experts.image.fc1.{end}": theirs[f"{block}mlp.fc1.{end}"],
+                f"{block}experts.image.fc2.{end}": theirs[f"{block}mlp.fc2.{end}"],
             }
-        if layer.attention_scale is not None and f"{before}lambda_1" in theirs:
-            ours[f"{after}attention_scale"] = theirs[f"{before}lambda_1"]
-            ours[f"{after}expert_scale"] = theirs[f"{before}lambda_2"]
+        if layer.attention_scale is not None and f"{block}lambda_1" in theirs:
+            ours[f"{block}attention_scale"] = theirs[f"{block}lambda_1"]
+            ours[f"{block}expert_scale"] = theirs[f"{block}lambda_2"]
         if layer.attention.position_bias_table is not None:
-            own = f"{before}relative_position_bias.relative_position_bias_table"
+            own = f"{block}relative_position_bias.relative_position_bias_table"
             table = theirs.get(own, theirs.get("shared_position_bias.relative_position_bias_table"))
             # Rows of texts and of pairs come after those of pictures and stay 0.
             layer.attention.position_bias_table[: len(table)] = table
-            tables.add(f"{after}attention.position_bias_table")
+            tables.add(f"{block}attention.position_bias_table")
     parameters = dict(target.named_parameters())
     for name, value in ours.items():
         parameters[name].copy_(value)

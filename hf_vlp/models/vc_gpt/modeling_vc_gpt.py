@@ -968,15 +968,19 @@ def load_language_model(model: str | os.PathLike | PreTrainedModel) -> GPT2Model
 
 
 def load_tower(target: PreTrainedModel, source: PreTrainedModel, *, new: str):
-    """Copy the weights of `source`; only parameters whose name matches `new` may be missing there."""
-    missing, unexpected = target.load_state_dict(source.state_dict(), strict=False)
-    missing = [name for name in missing if not re.search(new, name)]
-    unexpected = [name for name in unexpected if not re.search(rf"^post_layernorm\.|{new}", name)]
+    """Copy the weights of `source`; only parameters whose name matches `new` may be missing there.
+
+    Raises ValueError that names the others; nothing is copied then.
+    """
+    ours, theirs = target.state_dict(), source.state_dict()
+    missing = [name for name in ours if name not in theirs and not re.search(new, name)]
+    unexpected = [name for name in theirs if name not in ours and not re.search(rf"^post_layernorm\.|{new}", name)]
     if missing or unexpected:
         raise ValueError(
             f"{type(source).__name__} does not fit {type(target).__name__}: missing {missing}, "
             f"unexpected {unexpected}."
         )
+    target.load_state_dict({name: theirs.get(name, value) for name, value in ours.items()})
 
 
 __all__ = [
