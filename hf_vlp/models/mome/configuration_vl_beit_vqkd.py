@@ -1,0 +1,133 @@
+"""Configuration of the visual tokenizer of BEiT v2, whose token ids are what VL-BEiT predicts behind masked patches."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+TARGETS = ("features", "pixels")
+
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "codebook_size",
+    "code_dim",
+    "decoder_num_hidden_layers",
+    "target_dim",
+)
+
+
+@strict
+class VlBeitVqkdConfig(PreTrainedConfig):
+    """Sizes of a VQ-KD visual tokenizer (Peng et al., 2022, arXiv 2208.06366).
+
+    The defaults are the recommended published file, `vqkd_encoder_base_decoder_3x768x12_clip`.
+
+    hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: of the encoder and, but for the number of
+        blocks, of the decoder.
+
+    image_size, patch_size, num_channels: pictures are square, their side a multiple of the patch. One token a patch.
+
+    codebook_size, code_dim: number of visual tokens, and length of their vectors.
+
+    hidden_act, layer_norm_eps, initializer_range: of both Transformers.
+
+    drop_path_rate: probability of dropping a residual branch of the encoder's last block in training.
+
+    decoder_num_hidden_layers: blocks of the decoder, which only training has.
+
+    target: what the decoder gives back: `"features"` of a teacher, as in the paper, or `"pixels"` of the patches, a
+        decision of this package: a tokenizer from nothing then needs no teacher.
+
+    target_dim: length of the teacher's features (512: CLIP base); unused with `target="pixels"`.
+
+    codebook_decay: share of the old value in the running means of the codebook, per step of training.
+
+    revive_below: codes chosen less often than this share of the mean are replaced by vectors of the batch; 0 replaces
+        only those whose running count is 0. A decision of this package.
+
+    commitment_loss_weight: of the term that draws the encoder to its codes.
+
+    Raises ValueError for sizes that do not fit together, naming the value.
+    """
+
+    model_type = "vl_beit_vqkd"
+    _auto_class = "AutoConfig"
+    keys_to_ignore_at_inference = ["losses"]
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    codebook_size: int = 8192
+    code_dim: int = 32
+    hidden_act: str = "gelu"
+    layer_norm_eps: float | int = 1e-6
+    initializer_range: float | int = 0.02
+    drop_path_rate: float | int = 0.0
+    decoder_num_hidden_layers: int = 3
+    target: str = "features"
+    target_dim: int = 512
+    codebook_decay: float | int = 0.99
+    revive_below: float | int = 0.1
+    commitment_loss_weight: float | int = 1.0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.check_sizes()  # here as well as below, because @strict wraps what its validators raise
+
+    @property
+    def window_size(self) -> int:
+        """Patches along one side of a picture."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Visual tokens of a picture."""
+        return self.window_size**2
+
+    @property
+    def output_dim(self) -> int:
+        """Values that the decoder gives for a patch."""
+        return self.num_channels * self.patch_size**2 if self.target == "pixels" else self.target_dim
+
+    def validate_architecture(self):
+        """Called by the base class at construction and before saving."""
+        self.check_sizes()
+
+    def check_sizes(self):
+        """Raise ValueError when a choice is unknown or two sizes do not fit together."""
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act={self.hidden_act!r} is not one of {', '.join(ACT2FN)}.")
+        if self.target not in TARGETS:
+            raise ValueError(f"target={self.target!r} is not one of {', '.join(map(repr, TARGETS))}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}: pixels at the "
+                "border would be lost."
+            )
+        for name in ("layer_norm_eps", "initializer_range"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
+        for name in ("drop_path_rate", "codebook_decay", "revive_below"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+        if self.commitment_loss_weight < 0:
+            raise ValueError(f"commitment_loss_weight={self.commitment_loss_weight} must not be negative.")
+
+
+__all__ = ["TARGETS", "VlBeitVqkdConfig"]
