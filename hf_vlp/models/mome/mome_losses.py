@@ -140,13 +140,24 @@ def matching_labels(logits: torch.Tensor) -> torch.Tensor:
     return labels
 
 
-def classification_loss(logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy over the rows with a label; 0 for a batch without any.
 
-    Inputs: logits (rows, classes); labels (rows,), -100 where there is none.
+    Inputs: logits (rows, classes); labels (rows,), class numbers, or (rows, classes), probabilities as mixup, cutmix
+    and label smoothing make them. -100 where there is no label (in the first place of a row of probabilities).
+    Raises ValueError for probabilities of another number of rows or classes.
     """
-    total = nn.functional.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")
-    return total / (labels != -100).sum().clamp(min=1)
+    if labels.ndim == 1:
+        total = nn.functional.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")
+        return total / (labels != -100).sum().clamp(min=1)
+    if labels.shape != logits.shape:
+        raise ValueError(
+            f"labels of the shape {tuple(labels.shape)} do not fit logits of the shape {tuple(logits.shape)}: give "
+            "class numbers (rows,), or a probability for each class of the model."
+        )
+    known = labels[:, 0] != -100
+    losses = nn.functional.cross_entropy(logits.float(), labels.float(), reduction="none")
+    return losses.masked_fill(~known, 0.0).sum() / known.sum().clamp(min=1)
 
 
 def masked_language_loss(logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
