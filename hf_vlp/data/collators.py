@@ -201,6 +201,16 @@ def _name(record: dict[str, Any]) -> str:
     return "a record" if identity is None else f"the record {identity!r}"
 
 
+def _fingerprint(source: Any) -> str:
+    """What tells a picture from others: a digest of its content, or the name of its file without the folder."""
+    if isinstance(source, dict):
+        source = source.get("bytes") or source.get("path")
+    if isinstance(source, str | os.PathLike):
+        return os.path.basename(os.fspath(source))
+    content = source if isinstance(source, bytes) else getattr(source, "tobytes", bytes)()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
 class _Collator:
     """Decoding, the policy and the image processor: what all collators share."""
 
@@ -280,6 +290,8 @@ class _TrainingCollator(_Collator):
         # of equal content draw alike, which does no harm.
         digest = hashlib.blake2b(digest_size=8)
         names = [record.get(column) for column in _ID_COLUMNS]  # no path: it differs between machines
+        if not any(texts) and all(name is None for name in names):
+            names.append(_fingerprint(record.get("image")))  # nothing else tells pictures alone from one another
         for part in (self.seed, int(self._epoch), *names, *texts):
             digest.update(repr(part).encode("utf-8", "surrogatepass") + b"\0")
         return random.Random(int.from_bytes(digest.digest(), "big"))

@@ -137,6 +137,9 @@ class BatchArguments:
     augment: dict | None = field(
         default=None, metadata={"help": "Augmentation in training: {random_resized_crop: {min_scale: 0.6}}."}
     )
+    mixup: float = setting(0.0, "Labelled pictures: mix those of a batch, in shares from Beta(mixup, mixup); 0: off.")
+    cutmix: float = setting(0.0, "The same with boxes of one picture in another; with both, one is drawn for a batch.")
+    label_smoothing: float = setting(0.0, "Labelled pictures: probability that labels lose to all classes alike.")
     bad_samples: Literal["skip", "raise"] = setting("skip", "What happens to pictures that cannot be read.")
     max_bad_in_a_row: int = setting(50, "So many bad samples in a row stop the run.")
     max_bad_samples: int | None = setting(10_000, "So many bad samples in all stop the run.")
@@ -524,6 +527,9 @@ def _check_run(run: RunArguments):
         raise ValueError("The self-critical objective draws its own captions: leave batches.captions_per_image at 1.")
     if run.objective == "self_critical" and run.task != "captioning":
         raise ValueError(f"The self-critical objective trains captioners: task={run.task!r} has model_loss only.")
+    for name in ("mixup", "cutmix", "label_smoothing"):
+        if getattr(run.batches, name) and name not in TASKS[run.task].collator_options:
+            raise ValueError(f"batches.{name} is for labelled pictures: task={run.task!r} does not take it.")
     if run.peft is not None and run.model.freeze:
         raise ValueError("peft freezes the whole model: leave model.freeze empty.")
     if run.peft is not None and not run.peft.merge and run.model.model_name_or_path is None:

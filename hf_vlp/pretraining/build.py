@@ -24,6 +24,9 @@ from hf_vlp.tasks import TASKS, Task, get_task
 
 logger = logging.get_logger(__name__)
 
+# Settings of `batches:` that change what is trained on; evaluation sees the records as they are.
+TRAINING_OPTIONS = ("augment", "mixup", "cutmix", "label_smoothing")
+
 
 class Start(NamedTuple):
     """What a stage starts from.
@@ -412,13 +415,15 @@ def make_collator(run: RunArguments, processor, model, collator_class: type | No
     Args:
         model: gives the labels of its head.
         collator_class: by default that of the task.
-        training: for training: with augmentation.
+        training: for training: with augmentation, mixing and smoothed labels.
     """
     batches, task = run.batches, get_task(run.task)
-    options = {name: getattr(batches, name) for name in task.collator_options if name != "augment"}
+    options = {
+        name: getattr(batches, name) for name in task.collator_options if training or name not in TRAINING_OPTIONS
+    }
     if options.get("captions_per_image", 1) != "all" and isinstance(options.get("captions_per_image"), str):
         raise ValueError(f"batches.captions_per_image={batches.captions_per_image!r} is neither a number nor 'all'.")
-    if "augment" in task.collator_options and training:
+    if "augment" in options:
         options["augment"] = make_augmentation(batches.augment)
     if task.collator_labels:
         options[task.collator_labels] = dict(plain_model(model).config.label2id)
