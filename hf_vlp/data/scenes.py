@@ -784,52 +784,6 @@ def make_questions(
     return _build(num_questions, make_row, features)
 
 
-def _state(statement_type: str, dice: _Dice, language: str) -> tuple[str, Callable[[Scene, Scene], bool]]:
-    """A statement over two scenes and the test of its truth."""
-    zh = language == "zh"
-    attributes = _random_attribute(dice)
-    something = _a(language, **attributes)
-    if statement_type == "both":
-        text = f"两幅图里都有{_noun(language, **attributes)}" if zh else f"both pictures contain {something}"
-        return text, lambda left, right: _count(left, attributes) > 0 and _count(right, attributes) > 0
-    if statement_type == "exactly one":
-        text = (
-            f"只有一幅图里有{_noun(language, **attributes)}"
-            if zh
-            else f"exactly one of the pictures contains {something}"
-        )
-        return text, lambda left, right: (_count(left, attributes) > 0) != (_count(right, attributes) > 0)
-    if statement_type == "neither":
-        text = f"两幅图里都没有{_noun(language, **attributes)}" if zh else f"neither picture contains {something}"
-        return text, lambda left, right: _count(left, attributes) + _count(right, attributes) == 0
-    if statement_type == "more objects":
-        first, second = dice.shuffled(("left", "right"))
-        sides = {"left": "左", "right": "右"}
-        if zh:
-            text = f"{sides[first]}图里的物体比{sides[second]}图里的多"
-        else:
-            text = f"the {first} picture contains more objects than the {second} one"
-        sign = 1 if first == "left" else -1
-        return text, lambda left, right: sign * (len(left.objects) - len(right.objects)) > 0
-    if statement_type == "count":
-        number = 1 + dice.below(3)
-        counted = _number_of(language, number, **attributes)
-        text = f"两幅图里一共有{counted}" if zh else f"the two pictures together contain exactly {counted}"
-        return text, lambda left, right: _count(left, attributes) + _count(right, attributes) == number
-    others, relation = _random_attribute(dice), dice.pick(RELATIONS)
-    related = _related(language, something, relation, _a(language, **others), sentence=True)
-    text = f"在至少一幅图里，{related}" if zh else f"in at least one of the pictures {related}"
-
-    def holds(left: Scene, right: Scene) -> bool:
-        return any(
-            found == relation and _matches(scene.objects[i], attributes) and _matches(scene.objects[j], others)
-            for scene in (left, right)
-            for i, found, j in scene.relations
-        )
-
-    return text, holds
-
-
 def _state(statement_type: str, dice: _Dice, language: str) -> tuple[str, Callable[..., bool]]:
     """A statement over two pictures and the test of its truth.
 
