@@ -1,4 +1,4 @@
-"""Configuration of the visual tokenizer of BEiT v2, whose token ids are what VL-BEiT predicts behind masked patches."""
+"""Configuration of the visual tokenizer of BEiT v2, whose ids are what VL-BEiT predicts behind masked patches."""
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig

@@ -150,11 +150,9 @@ def _is_distributed() -> bool:
 
 def make_transformer(config: VlBeitVqkdConfig, **changes) -> BeitModel:
     """The library's BEiT with absolute positions, without LayerScale, relative bias and pooler."""
-    settings = {
-        name: getattr(config, name)
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
-        + ("layer_norm_eps", "initializer_range", "drop_path_rate", "image_size", "patch_size", "num_channels")
-    }
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+    names += ("layer_norm_eps", "initializer_range", "drop_path_rate", "image_size", "patch_size", "num_channels")
+    settings = {name: getattr(config, name) for name in names}
     beit_config = BeitConfig(
         use_absolute_position_embeddings=True,
         layer_scale_init_value=0.0,  # none
@@ -382,8 +380,8 @@ class VlBeitVqkdForTraining(VlBeitVqkdTokenizer):
         expected = (len(pixel_values), self.config.num_tokens, self.config.target_dim)
         if tuple(target_features.shape) != expected:
             raise ValueError(
-                f"The teacher's features have the shape {tuple(target_features.shape)}, expected {expected}: pictures, "
-                "patches, config.target_dim."
+                f"The teacher's features have the shape {tuple(target_features.shape)}, expected {expected}: "
+                "pictures, patches, config.target_dim."
             )
         return target_features.float()
 
