@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import Any
 
 from .import_hooks import after_import
 
@@ -20,19 +21,22 @@ class Architecture:
 
     package: folder under `hf_vlp.models`. module: its files are `{configuration,modeling}_<module>.py` and
         `processing_<package>.py`.
-    config, processor: names of these classes; `tokenizer` is one of transformers.
+    config, processor: names of these classes; `tokenizer` is one of transformers. Without a processor and a tokenizer
+        the image processor is all that a model needs.
     models: {name of the auto class: name of the model class}.
     image_processors: {back end: class of transformers or of the processing file}, as `AutoImageProcessor` takes them.
+    image_processor_options: settings of a new image processor that differ from its defaults.
     pipelines: tasks of the pipelines whose code goes into each checkpoint.
     """
 
     package: str
     module: str
     config: str
-    processor: str
-    tokenizer: str
+    processor: str | None
+    tokenizer: str | None
     models: dict[str, str]
     image_processors: dict[str, str] = field(default_factory=dict)
+    image_processor_options: dict[str, Any] = field(default_factory=dict)
     pipelines: tuple[str, ...] = ()
 
     def get(self, part: str, name: str) -> type:
@@ -80,6 +84,16 @@ ARCHITECTURES = {
         },
         image_processors={"pil": "MomeImageProcessorPil", "torchvision": "MomeImageProcessor"},
         pipelines=("visual-question-answering",),
+    ),
+    "vl_beit_vqkd": Architecture(
+        package="mome",
+        module="vl_beit_vqkd",
+        config="VlBeitVqkdConfig",
+        processor=None,
+        tokenizer=None,
+        models={"AutoModel": "VlBeitVqkdTokenizer", "AutoModelForPreTraining": "VlBeitVqkdForTraining"},
+        image_processors={"pil": "MomeImageProcessorPil", "torchvision": "MomeImageProcessor"},
+        image_processor_options={"do_normalize": False},  # pixels in [0, 1]
     ),
 }
 
@@ -171,7 +185,11 @@ def _register_processors():
 
     _add_lazily(
         PROCESSOR_MAPPING,
-        lambda: {entry.get_config(): entry.get("processing", entry.processor) for entry in ARCHITECTURES.values()},
+        lambda: {
+            entry.get_config(): entry.get("processing", entry.processor)
+            for entry in ARCHITECTURES.values()
+            if entry.processor
+        },
     )
 
 
@@ -200,7 +218,11 @@ def _register_tokenizers():
     def make_entries():
         import transformers
 
-        return {entry.get_config(): getattr(transformers, entry.tokenizer) for entry in ARCHITECTURES.values()}
+        return {
+            entry.get_config(): getattr(transformers, entry.tokenizer)
+            for entry in ARCHITECTURES.values()
+            if entry.tokenizer
+        }
 
     _add_lazily(TOKENIZER_MAPPING, make_entries)
 
