@@ -9,6 +9,7 @@ Pairs on a diagonal have no relation, so that every caption is plainly true or p
 `make_scenes`          pictures with captions, boxes, relations and, on request, masks of the objects
 `make_questions`       questions and answers of six types (`QUESTION_TYPES`)
 `make_statement_pairs` true and false statements over two pictures, in the manner of NLVR2
+`make_labels`          pictures with a class: the colour and shape of their one large object
 `make_entailment`      pictures with a premise and a hypothesis: entailment, neutral or contradiction
 `make_page_pairs`      for retrieval: a picture, a second picture of the same content, and a page of text about it
 ====================== ==========================================================================================
@@ -32,6 +33,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +45,7 @@ from PIL import Image, ImageDraw
 __all__ = [
     "COLOURS",
     "ENTAILMENT_LABELS",
+    "LABEL_TYPES",
     "LANGUAGES",
     "QUESTION_TYPES",
     "RELATIONS",
@@ -57,6 +60,7 @@ __all__ = [
     "draw_scene",
     "is_withheld",
     "make_entailment",
+    "make_labels",
     "make_page_pairs",
     "make_questions",
     "make_scenes",
@@ -80,6 +84,7 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star")
 RELATIONS = ("left", "right", "above", "below")
 QUESTION_TYPES = ("colour", "shape", "size", "count", "relation", "yes/no")
 STATEMENT_TYPES = ("both", "exactly one", "neither", "more objects", "count", "relation")
+LABEL_TYPES = ("colour", "shape")
 ENTAILMENT_LABELS = ("entailment", "neutral", "contradiction")
 
 _COLOUR_NAMES = tuple(COLOURS)
@@ -904,6 +909,76 @@ def make_statement_pairs(
     for side in ("left", "right"):
         features |= {f"{side}_objects": _object_features(), f"{side}_relations": _relation_features()}
     return _build(num_statements, make_row, features)
+
+
+def _random_kinds_with_one_large(dice: _Dice, split: str, num_objects: tuple[int, int]) -> list[_Kind]:
+    """A large object and small ones, or one object of any size; draws until they may appear in the split."""
+    fewest, most = num_objects
+    while True:
+        number = fewest + dice.below(most - fewest + 1)
+        size = "large" if number > 1 else dice.pick(SIZES)
+        kinds = [_Kind(size, dice.pick(_COLOUR_NAMES), dice.pick(SHAPES))]
+        while len(kinds) < number:
+            kind = _Kind("small", dice.pick(_COLOUR_NAMES), dice.pick(SHAPES))
+            if all(kind[1:] != other[1:] for other in kinds):
+                kinds.append(kind)
+        # One object alone is in one split only, in each of its sizes: some colours and shapes are never in train.
+        known = number > 1 or any(_part([kinds[0]._replace(size=other)]) == "train" for other in SIZES)
+        if known and (split == "compositional" or _part(kinds) == split):
+            return kinds
+
+
+def make_labels(
+    num_pictures: int,
+    split: str = "train",
+    *,
+    seed: int = 0,
+    image_size: int = 64,
+    num_objects: int | tuple[int, int] = (2, 4),
+    language: str = "en",
+    label_types: Sequence[str] = LABEL_TYPES,
+):
+    """Pictures with a class each, as a `datasets.Dataset`: what their one large object is; all others are small.
+
+    With `num_objects=1` the class is that of the one object, large or small. The class says its colour and its shape
+    (48 classes, "red circle"), or one of these only (`label_types=["shape"]`: 6, `["colour"]`: 8). In train all
+    classes are about as frequent; the few scenes of a single object in the other splits are of few classes.
+
+    Columns: `image`, `image_id`; `label`, a class label; `objects` and `relations` as in `make_scenes`. What is drawn
+    does not depend on `label_types`.
+
+    Raises ValueError for arguments out of range.
+    """
+    from datasets import ClassLabel, Value
+    from datasets import Image as ImageFeature
+
+    bounds = _check(num_pictures, "num_pictures", split, image_size, language, num_objects)
+    if not label_types or not set(label_types) <= set(LABEL_TYPES):
+        raise ValueError(f"label_types={list(label_types)} must name some of {', '.join(map(repr, LABEL_TYPES))}.")
+    values = {"colour": _COLOUR_NAMES, "shape": SHAPES}
+    used = [name for name in LABEL_TYPES if name in label_types]
+    classes = list(itertools.product(*(values[name] for name in used)))
+
+    def make_row(index: int) -> dict[str, Any]:
+        dice, scene = _Dice("labels", split, seed, *bounds, index), None
+        while scene is None:
+            scene = _arrange(_random_kinds_with_one_large(dice, split, bounds), dice, split)
+        return {
+            "image": _png(draw_scene(scene, image_size)),
+            "image_id": f"label-{split}-{seed}-{index}",
+            "label": classes.index(tuple(getattr(scene.objects[0], name) for name in used)),
+            **_annotation(scene, image_size),
+        }
+
+    between = " " if language == "en" else ""
+    features = {
+        "image": ImageFeature(),
+        "image_id": Value("string"),
+        "label": ClassLabel(names=[between.join(_word(language, word) for word in words) for words in classes]),
+        "objects": _object_features(),
+        "relations": _relation_features(),
+    }
+    return _build(num_pictures, make_row, features)
 
 
 def _suppose(scene: Scene, label: str, split: str, dice: _Dice, language: str) -> str:

@@ -163,12 +163,10 @@ class DataArguments:
     scene_size: int = field(default=64, metadata={"help": "scenes: width and height in pixels."})
     scene_objects: list[int] | None = field(
         default=None,
-        metadata={
-            "help": "scenes: objects in a picture, or fewest and most; default 2, for questions and statements 2 to 4."
-        },
+        metadata={"help": "scenes: objects in a picture, or fewest and most; default 2 with captions, else 2 to 4."},
     )
     scene_types: list[str] | None = field(
-        default=None, metadata={"help": "scenes: types of questions or statements; default: all."}
+        default=None, metadata={"help": "scenes: types of questions or statements, or what labels tell; default: all."}
     )
     scene_language: str = field(default="en", metadata={"help": "scenes: language of the captions, en or zh."})
     scene_seed: int = field(default=0, metadata={"help": "scenes: seed of the pictures."})
@@ -400,14 +398,18 @@ class _Opener:
 
         arguments = self.arguments
         number = arguments.num_scenes if self.split == "train" else arguments.num_eval_scenes
-        make = {"questions": scenes.make_questions, "statements": scenes.make_statement_pairs}.get(
-            arguments.record_type, scenes.make_scenes
-        )
+        make = {
+            "questions": scenes.make_questions,
+            "statements": scenes.make_statement_pairs,
+            "labels": scenes.make_labels,
+        }.get(arguments.record_type, scenes.make_scenes)
         objects = arguments.scene_objects or ([2] if make is scenes.make_scenes else [2, 4])
         types = {}
         if arguments.scene_types is not None:
             if make is scenes.make_scenes:
-                raise ValueError("scene_types are types of questions or statements: set record_type to one of these.")
+                raise ValueError(
+                    "scene_types are types of questions, statements or labels: set record_type to one of these."
+                )
             types = {f"{arguments.record_type.removesuffix('s')}_types": arguments.scene_types}
         dataset = make(
             number,

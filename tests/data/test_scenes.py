@@ -2,8 +2,8 @@
 
 Covers: determinism (prefix, process and hash seed, picture size), disjoint splits, withheld combinations, captions
 against boxes and against pixels in both languages, masks against pixels, objects whole and apart, answers to all types
-of questions, statements over two pictures, hypotheses, pages, the balance of answers and labels, pictures that words
-alone do not give away, and refused arguments.
+of questions, statements over two pictures, classes, hypotheses, pages, the balance of answers and labels, pictures
+that words alone do not give away, and refused arguments.
 """
 
 import io
@@ -29,13 +29,14 @@ from hf_vlp.data.scenes import (
     answer_vocabulary,
     is_withheld,
     make_entailment,
+    make_labels,
     make_page_pairs,
     make_questions,
     make_scenes,
     make_statement_pairs,
 )
 
-MAKERS = (make_scenes, make_questions, make_statement_pairs, make_entailment, make_page_pairs)
+MAKERS = (make_scenes, make_questions, make_statement_pairs, make_labels, make_entailment, make_page_pairs)
 INVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 PHRASES = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 CAPTION = re.compile(
@@ -109,7 +110,7 @@ def test_rows_do_not_depend_on_process_and_hash_seed():
 import hashlib
 from hf_vlp.data import scenes as s
 rows = [f(6, p).data.to_pylist() for f in (s.make_scenes, s.make_questions, s.make_statement_pairs, s.make_entailment,
-        s.make_page_pairs) for p in ("train", "compositional")]
+        s.make_labels, s.make_page_pairs) for p in ("train", "compositional")]
 print(hashlib.sha256(repr(rows).encode()).hexdigest())
 """
     digests = [
@@ -522,6 +523,46 @@ def test_second_picture_of_a_page_shows_the_same_objects_elsewhere():
     assert moved > 30
 
 
+# --- classes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_class_is_that_of_the_one_large_object(split):
+    data = make_labels(60, split)
+    names = data.features["label"].names
+    assert len(names) == len(COLOURS) * len(SHAPES)
+    for row in data:
+        (large,) = [item for item in row["objects"] if item["size"] == "large"]
+        assert names[row["label"]] == f"{large['colour']} {large['shape']}"
+        left, top, right, bottom = large["box"]
+        assert right - left == max(item["box"][2] - item["box"][0] for item in row["objects"])
+        pixel = row["image"].getpixel(((left + right) // 2, (top + bottom) // 2))
+        assert nearest_colour(pixel) == large["colour"]
+
+
+def test_label_types_change_the_classes_and_not_the_pictures():
+    both, shapes = make_labels(30, seed=2), make_labels(30, seed=2, label_types=["shape"])
+    assert both.remove_columns("label")[:] == shapes.remove_columns("label")[:]
+    assert shapes.features["label"].names == list(SHAPES)
+    assert [label % len(SHAPES) for label in both["label"]] == shapes["label"][:]
+    assert make_labels(0, label_types=["colour"]).features["label"].names == list(COLOURS)
+    assert make_labels(0, language="zh").features["label"].names[0] == "红色圆形"
+
+
+def test_no_class_is_much_more_frequent_than_others():
+    for split in ("train", "test"):
+        counts = Counter(make_labels(600, split, image_size=32, label_types=["shape"])["label"])
+        assert len(counts) == len(SHAPES)
+        assert max(counts.values()) < 0.25 * 600
+
+
+def test_classes_of_single_objects_in_test_are_those_of_train():
+    seen = set(make_labels(600, image_size=32, num_objects=1)["label"])
+    test = make_labels(60, "test", image_size=32, num_objects=1)
+    assert set(test["label"]) <= seen
+    assert {item["size"] for row in test["objects"] for item in row} == set(SIZES)
+
+
 # --- arguments ----------------------------------------------------------------------------------------------------
 
 
@@ -558,6 +599,8 @@ def test_types_and_numbers_that_a_kind_of_data_cannot_have_are_named():
         make_statement_pairs(1, statement_types=[])
     with pytest.raises(ValueError, match="relation"):
         make_questions(1, num_objects=1)
+    with pytest.raises(ValueError, match=r"label_types=\['size'\]"):
+        make_labels(1, label_types=["size"])
     with pytest.raises(ValueError, match="more objects"):
         make_statement_pairs(1, num_objects=2)
     with pytest.raises(ValueError, match="num_objects=2"):

@@ -222,6 +222,17 @@ def test_scenes_are_drawn_for_each_split(streaming, arguments):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_scenes_with_classes_are_drawn(streaming, arguments):
+    options = {"num_scenes": 4, "num_eval_scenes": 3, "scene_size": 32, "streaming": streaming}
+    settings = arguments("scenes", record_type="labels", scene_types=["shape"], scene_objects=[1], **options)
+    for split, number in (("train", 4), ("test", 3)):
+        records = load_records(settings, split)
+        assert records.features["label"].num_classes == 6
+        rows = list(records)
+        assert [(len(row["objects"]), load_image(row["image"]).size) for row in rows] == [(1, (32, 32))] * number
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_csv_and_tsv_with_paths(streaming, tmp_path, arguments):
     write_pictures(tmp_path)
     for name, mark in (("a.csv", ","), ("a.tsv", "\t")):
