@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from hf_vlp.data.collators import BadSamplePolicy, record_captions, record_id
 from hf_vlp.data.image_io import DEFAULT_MAX_PIXELS, ImageError, load_image
+from hf_vlp.metrics.classification import classification_accuracy
 
 # Annotators per question from which on the accuracy of VQA v2 is defined.
 _MIN_ANNOTATORS = 4
@@ -405,7 +406,10 @@ def evaluate_image_classification(
     progress: bool = True,
     bad_samples: BadSamplePolicy | None = None,
 ) -> dict[str, Any]:
-    """Labels of pictures: `accuracy`. Records have `image` and `label`, a number or a name."""
+    """Labels of pictures: `accuracy`. Records have `image` and `label`, a number or a name.
+
+    Beside it `constant_accuracy` (the majority baseline), when there are training records.
+    """
 
     def classify(images, chunk):
         return model(**_inputs(model, processor, images=images)).logits.argmax(-1).tolist()
@@ -419,9 +423,7 @@ def evaluate_image_classification(
         training_records=training_records,
         predictions_path=predictions_path,
         seed=0,
-        score=lambda guesses, rows: {
-            "accuracy": sum(guess == row["label"] for guess, row in zip(guesses, rows)) / len(rows)
-        },
+        score=lambda guesses, rows: classification_accuracy(guesses, [row["label"] for row in rows]),
         batch_size=batch_size,
         description="Classifying",
         progress=progress,

@@ -1,4 +1,4 @@
-"""Metrics of captions, answers, retrieval and statements: plain functions, and `evaluate.Metric` classes.
+"""Metrics of captions, answers, retrieval, statements and classes: plain functions, and `evaluate.Metric` classes.
 
 What needs `torch` or `evaluate` is imported when it is first asked for.
 """
@@ -20,6 +20,7 @@ from hf_vlp.metrics.captioning import (
     rouge_l,
     spice,
 )
+from hf_vlp.metrics.classification import classification_accuracy
 from hf_vlp.metrics.nlvr2 import nlvr2_metrics, nlvr_metrics
 from hf_vlp.metrics.vqa import (
     check_vqa_submission,
@@ -37,6 +38,7 @@ _EVALUATE_CLASSES = (
     "CaptionMetrics",
     "CiderDMetric",
     "CiderMetric",
+    "ClassificationAccuracyMetric",
     "ExactMatchMetric",
     "MeteorMetric",
     "Nlvr2Metric",
@@ -59,6 +61,7 @@ __all__ = [
     "check_vqa_submission",
     "cider",
     "cider_d",
+    "classification_accuracy",
     "evaluate_vqa",
     "exact_match",
     "meteor",

@@ -21,6 +21,7 @@ import torch
 
 from hf_vlp.metrics.captioning import caption_metrics
 from hf_vlp.metrics.cider import DocumentFrequencies
+from hf_vlp.metrics.classification import classification_accuracy
 from hf_vlp.metrics.nlvr2 import nlvr2_metrics
 from hf_vlp.metrics.retrieval import ranks_of_embeddings, recall_metrics
 from hf_vlp.metrics.vqa import vqa_accuracy, vqa_exact_match
@@ -206,6 +207,28 @@ Args:
         return nlvr2_metrics(predictions, references, identifiers)
 
 
+class ClassificationAccuracyMetric(evaluate.Metric):
+    """Accuracy of classes, see `classification_accuracy`: predictions and references, numbers or names."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Accuracy: the share of pictures (or texts) whose class is predicted rightly.",
+            citation="",
+            inputs_description="""
+Args:
+    predictions, references: lists of classes, numbers or names.
+""",
+            features=[
+                # A whole number would take 0.7 for 0.
+                datasets.Features({"predictions": datasets.Value(kind), "references": datasets.Value(kind)})
+                for kind in ("string", "float32")
+            ],
+        )
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        return classification_accuracy(predictions, references)
+
+
 class RetrievalRecallMetric(evaluate.Metric):
     """Recall at k in both directions, see `recall_metrics`: one row per text, with its image.
 
@@ -253,6 +276,7 @@ __all__ = [
     "CaptionMetrics",
     "CiderDMetric",
     "CiderMetric",
+    "ClassificationAccuracyMetric",
     "ExactMatchMetric",
     "MeteorMetric",
     "Nlvr2Metric",

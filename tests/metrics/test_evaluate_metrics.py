@@ -12,6 +12,7 @@ import torch
 
 import hf_vlp.metrics
 from hf_vlp.metrics import DocumentFrequencies, caption_metrics
+from hf_vlp.metrics.classification import classification_accuracy
 from hf_vlp.metrics.nlvr2 import nlvr2_metrics
 from hf_vlp.metrics.retrieval import ranks_of_embeddings, recall_metrics
 from hf_vlp.metrics.vqa import vqa_accuracy, vqa_exact_match
@@ -111,6 +112,30 @@ def test_statements_are_scored_as_by_the_function(kind, tmp_path):
 def test_probabilities_are_no_judgements(tmp_path):
     with pytest.raises(ValueError, match=r"got 0\.75"):
         make("Nlvr2Metric", tmp_path).compute(predictions=[0.75], references=[1], identifiers=["dev-1-0-0"])
+
+
+@pytest.mark.parametrize("kind", [int, torch.tensor, np.int64, str])
+def test_classes_are_scored_as_by_the_function(kind, tmp_path):
+    predictions, labels = [[kind(value) for value in values] for values in ([3, 1, 0, 12], [3, 1, 2, 1])]
+    metric = make("ClassificationAccuracyMetric", tmp_path)
+    metric.add_batch(predictions=predictions[:1], references=labels[:1])
+    metric.add_batch(predictions=predictions[1:], references=labels[1:])
+    assert metric.compute() == classification_accuracy(predictions, labels) == {"accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    "predictions, references, error, message",
+    [
+        ([0.75], [1], TypeError, r"predictions\[0\].*0\.75.*arg-maximum"),
+        ([[0.1, 0.9]], [1], TypeError, r"predictions\[0\]"),
+        ("red", ["red"], TypeError, "list with one class per row, got str"),
+        ([1, 2], [1], ValueError, "2 predictions and 1 references"),
+        ([], [], ValueError, "no predictions"),
+    ],
+)
+def test_what_is_no_class_is_refused(predictions, references, error, message):
+    with pytest.raises(error, match=message):
+        classification_accuracy(predictions, references)
 
 
 @pytest.mark.parametrize("ids", [[7, 5, 7, 6], ["b", "a", "b", "c"]])
