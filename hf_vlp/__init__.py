@@ -28,6 +28,7 @@ _EXPORTS = {
     "VlmoForImageClassification": "hf_vlp.models.mome.modeling_vlmo",
     "VlmoForImageTextRetrieval": "hf_vlp.models.mome.modeling_vlmo",
     "VlmoForImagesAndTextClassification": "hf_vlp.models.mome.modeling_vlmo",
+    "VlmoForMaskedImageModeling": "hf_vlp.models.mome.modeling_vlmo",
     "VlmoForMaskedLM": "hf_vlp.models.mome.modeling_vlmo",
     "VlmoForPreTraining": "hf_vlp.models.mome.modeling_vlmo",
     "VlmoForVisualQuestionAnswering": "hf_vlp.models.mome.modeling_vlmo",

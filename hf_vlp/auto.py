@@ -75,6 +75,7 @@ ARCHITECTURES = {
         models={
             "AutoModel": "VlmoModel",
             "AutoModelForPreTraining": "VlmoForPreTraining",
+            "AutoModelForMaskedImageModeling": "VlmoForMaskedImageModeling",
             "AutoModelForMaskedLM": "VlmoForMaskedLM",
             "AutoModelForVisualQuestionAnswering": "VlmoForVisualQuestionAnswering",
             # The nearest there is for NLVR2: a label for a sentence, read with two pictures.

@@ -42,10 +42,17 @@ class ConfigurationTests:
         if "size" in metafunc.fixturenames:
             metafunc.parametrize("size", self.published_sizes)
 
+    def own_classes(self) -> list[type]:
+        """The class and those of ours that it is made from, the first one first."""
+        return [base for base in reversed(self.config_class.__mro__) if base.__module__.startswith("hf_vlp.")]
+
     def own_fields(self) -> list[str]:
-        """Fields that this class declares, in order."""
+        """Fields that these classes declare, in order."""
         return [
-            name for name, kind in inspect.get_annotations(self.config_class).items() if "ClassVar" not in str(kind)
+            name
+            for base in self.own_classes()
+            for name, kind in inspect.get_annotations(base).items()
+            if "ClassVar" not in str(kind)
         ]
 
     def other_config(self) -> PreTrainedConfig:
@@ -56,7 +63,8 @@ class ConfigurationTests:
         return [name for name in self.config_class.sub_configs_defaults if name in self.own_fields()]
 
     def test_every_field_is_documented_in_order(self):
-        paragraphs = re.findall(r"^\s*(\w+(?:, \w+)*):", inspect.getdoc(self.config_class), re.MULTILINE)
+        text = "\n".join(inspect.getdoc(base) for base in self.own_classes())
+        paragraphs = re.findall(r"^\s*(\w+(?:, \w+)*):", text, re.MULTILINE)
         documented = [name for names in paragraphs for name in names.split(", ")]
         assert [name for name in documented if name in self.own_fields()] == self.own_fields()
 

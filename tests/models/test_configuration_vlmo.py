@@ -43,6 +43,7 @@ class TestVlmoConfig(ConfigurationTests):
         "itc_loss_weight": 0.5,
         "itm_loss_weight": 0,
         "use_matching_head": False,
+        "visual_vocab_size": 7,
         "tie_word_embeddings": True,
         "pad_token_id": 3,
     }

@@ -117,12 +117,14 @@ class MomeConvolutionStem(nn.Module):
 class MomeImageEmbeddings(nn.Module):
     """I_CLS and the patches of a picture: (images, channels, size, size) -> (images, 1 + patches, dim).
 
-    No norm, and no type embedding, which depends on whether the picture is the first or the second.
+    No norm, and no type embedding, which depends on whether the picture is the first or the second. Hidden patches
+    (`bool_masked_pos`, (images, patches)) are replaced by `mask_token`, (1, 1, dim), and keep their positions.
     """
 
     def __init__(self, config):
         super().__init__()
         self.image_size = config.image_size
+        self.patch_size = config.patch_size
         self.num_channels = config.num_channels
         dim, patch = config.hidden_size, config.patch_size
         if config.vision_stem == "convolution":
@@ -134,7 +136,12 @@ class MomeImageEmbeddings(nn.Module):
         if config.use_absolute_position_embeddings:
             self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + config.window_size**2, dim))
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        mask_token: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         expected = (self.num_channels, self.image_size, self.image_size)
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
             raise ValueError(
@@ -142,10 +149,33 @@ class MomeImageEmbeddings(nn.Module):
                 f"{tuple(pixel_values.shape)}. For another size load the model with from_pretrained(..., "
                 "image_size=...), which interpolates its positions."
             )
-        patches = self.patch_projection(pixel_values.to(self.patch_projection.weight.dtype))
-        patches = patches.flatten(2).transpose(1, 2)  # (images, patches, dim)
+        pixel_values = pixel_values.to(self.patch_projection.weight.dtype)
+        if bool_masked_pos is not None:
+            self._check_mask(bool_masked_pos, len(pixel_values))
+            if isinstance(self.patch_projection, MomeConvolutionStem):
+                # Its convolutions look beyond the border of a patch: hidden pixels would show in their neighbours.
+                shown = (~bool_masked_pos.to(torch.bool)).view(-1, 1, self.window_size, self.window_size)
+                pixel_values = pixel_values * nn.functional.interpolate(
+                    shown.to(pixel_values.dtype), scale_factor=self.image_size // self.window_size
+                )
+        patches = self.patch_projection(pixel_values).flatten(2).transpose(1, 2)  # (images, patches, dim)
+        if bool_masked_pos is not None:
+            patches = torch.where(bool_masked_pos.to(torch.bool).unsqueeze(-1), mask_token.to(patches.dtype), patches)
         embeddings = torch.cat((self.cls_token.expand(len(patches), -1, -1), patches), dim=1)
         return embeddings if self.position_embeddings is None else embeddings + self.position_embeddings
+
+    def _check_mask(self, bool_masked_pos: torch.Tensor, num_images: int):
+        expected = (num_images, self.window_size**2)
+        if tuple(bool_masked_pos.shape) != expected:
+            raise ValueError(
+                f"bool_masked_pos must be of shape (images, patches), {expected}, row by row, not "
+                f"{tuple(bool_masked_pos.shape)}."
+            )
+
+    @property
+    def window_size(self) -> int:
+        """Patches along one side of a picture."""
+        return self.image_size // self.patch_size
 
 
 class MomeTextEmbeddings(nn.Module):
@@ -275,20 +305,22 @@ class MomeExpert(nn.Module):
 class MomeBlock(GradientCheckpointingLayer):
     """Pre-norm block: shared attention, then the expert of each token's modality.
 
-    drop_prob: probability of dropping a residual branch of a sample, drawn for text and picture by themselves.
+    index: from 0, counted from the input. Residual branches of samples are dropped with a probability that rises from
+        0 to `drop_path_rate`, drawn for text and picture by themselves.
     """
 
-    def __init__(self, config, *, has_vl_expert: bool, drop_prob: float):
+    def __init__(self, config, index: int):
         super().__init__()
+        self.index = index
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = MomeAttention(config)
-        names = ("text", "image", "vl") if has_vl_expert else ("text", "image")
+        names = ("text", "image", "vl") if index >= config.vl_expert_start_layer else ("text", "image")
         self.experts = nn.ModuleDict({name: MomeExpert(config) for name in names})
         self.attention_scale = self.expert_scale = None
         if config.layer_scale_init_value is not None:
             self.attention_scale = nn.Parameter(torch.full((config.hidden_size,), config.layer_scale_init_value))
             self.expert_scale = nn.Parameter(torch.full((config.hidden_size,), config.layer_scale_init_value))
-        self.drop_path = MomeDropPath(drop_prob)
+        self.drop_path = MomeDropPath(config.drop_path_rate * index / max(1, config.num_hidden_layers - 1))
 
     def forward(
         self,

@@ -168,6 +168,34 @@ def masked_language_loss(logits: torch.Tensor, labels: torch.LongTensor) -> torc
     return classification_loss(logits.flatten(0, -2), labels.flatten())
 
 
+def masked_image_loss(
+    logits: torch.Tensor, visual_token_ids: torch.LongTensor, bool_masked_pos: torch.Tensor | None
+) -> torch.Tensor:
+    """Mean cross-entropy over the hidden patches of a batch (MIM); 0 for a batch without any.
+
+    Inputs: logits (images, patches, visual vocabulary); visual_token_ids and bool_masked_pos (images, patches), the
+    classes of all patches and which of them are hidden; no mask hides nothing.
+    References: BEiT (arXiv 2106.08254), section 2.3.
+    Raises ValueError when the visual tokens do not fit the logits in shape or, on the CPU, in number.
+    """
+    if visual_token_ids.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"visual_token_ids must be of shape (images, patches), {tuple(logits.shape[:-1])}, not "
+            f"{tuple(visual_token_ids.shape)}: does the visual tokenizer make one token for each patch of the model?"
+        )
+    # On other devices this would wait for them, and cross_entropy raises there by itself.
+    if visual_token_ids.device.type == "cpu" and len(visual_token_ids) and not torch.compiler.is_compiling():
+        low, high = visual_token_ids.aminmax()
+        if low < 0 or high >= logits.shape[-1]:
+            raise ValueError(
+                f"visual_token_ids lie between {int(low)} and {int(high)}, the model has classes 0 to "
+                f"{logits.shape[-1] - 1}: its visual_vocab_size must be the number of codes of the visual tokenizer."
+            )
+    if bool_masked_pos is None:
+        bool_masked_pos = torch.zeros_like(visual_token_ids)
+    return masked_language_loss(logits, visual_token_ids.masked_fill(~bool_masked_pos.to(torch.bool), -100))
+
+
 def soft_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy, averaged over all entries and multiplied by the number of answers.
 
@@ -192,6 +220,7 @@ __all__ = [
     "gather_rows",
     "gather_texts",
     "hard_negative_weights",
+    "masked_image_loss",
     "masked_language_loss",
     "matching_labels",
     "matching_loss",
