@@ -4,20 +4,35 @@ Source: transform and text format of the released VLMo code. Differences: texts 
 instead of to a fixed length, which gives the model the same numbers, and pictures of every mode are accepted.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
+import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, is_valid_image
+from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
 MAX_TEXT_LENGTH = 40
+IGNORED_CLASS = 255
+
+
+class MomeImageProcessorKwargs(ImagesKwargs, total=False):
+    """Options of the image processor beyond those that all have.
+
+    do_reduce_labels: in segmentation maps 0 means no class: it becomes 255, which does not count, and all classes move
+        down by one, as ADE20K needs it.
+    """
+
+    do_reduce_labels: bool
 
 
 class _SquareTransform:
     """Defaults of both back ends: the picture fills a square whatever its shape, values lie in [-1, 1]."""
 
     _auto_class = "AutoImageProcessor"
+    valid_kwargs = MomeImageProcessorKwargs
 
     do_convert_rgb = True
     do_resize = True
@@ -27,6 +42,66 @@ class _SquareTransform:
     do_normalize = True
     image_mean = [0.5, 0.5, 0.5]
     image_std = [0.5, 0.5, 0.5]
+    do_reduce_labels = False
+
+    def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
+        """Pixel values of pictures and, with segmentation maps, `labels` (images, height, width).
+
+        segmentation_maps: one for each picture, of its size: class numbers of pixels, as an array or tensor (height,
+            width), or a picture with one channel or a palette. Resized like the pictures, each pixel to the nearest.
+
+        Raises ValueError for maps of another number or size than the pictures, or with several channels.
+        """
+        features = super().preprocess(images, **kwargs)
+        if segmentation_maps is None:
+            return features
+        moved = [name for name in ("do_center_crop", "do_pad") if kwargs.get(name, getattr(self, name, None))]
+        if moved:
+            raise ValueError(f"Segmentation maps are resized only: switch {' and '.join(moved)} off.")
+        return_tensors = kwargs.get("return_tensors")
+        pictures, maps = _as_list(images, 3), _as_list(segmentation_maps, 2)
+        if len(maps) != len(pictures):
+            raise ValueError(
+                f"There are {len(pictures)} pictures and {len(maps)} segmentation maps: give one for each."
+            )
+        do_reduce_labels = kwargs.get("do_reduce_labels", self.do_reduce_labels)
+        labels = []
+        for index, (picture, segmentation_map) in enumerate(zip(pictures, maps)):
+            array = read_segmentation_map(segmentation_map, do_reduce_labels)
+            size = _size_of(picture)
+            if size is not None and size != array.shape:
+                raise ValueError(
+                    f"Picture {index} has {size[0]} x {size[1]} pixels (height x width), its segmentation map "
+                    f"{array.shape[0]} x {array.shape[1]}."
+                )
+            labels.append(resize_segmentation_map(array, *features["pixel_values"][index].shape[-2:]))
+        return BatchFeature({"pixel_values": features["pixel_values"], "labels": labels}, tensor_type=return_tensors)
+
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """Class numbers of pixels from the logits of a model of semantic segmentation.
+
+        Args:
+            outputs: with `logits` (images, labels, height, width).
+            target_sizes: (height, width) for each picture, to which its logits are resized bilinearly first; `None`
+                leaves their size.
+
+        Returns maps (height, width), one for each picture. Raises ValueError for another number of sizes.
+        """
+        logits = outputs.logits
+        if target_sizes is None:
+            return list(logits.argmax(dim=1))
+        if len(target_sizes) != len(logits):
+            raise ValueError(
+                f"There are {len(logits)} pictures and {len(target_sizes)} target sizes: give one for each."
+            )
+        return [
+            torch.nn.functional.interpolate(
+                own[None].float(), size=tuple(map(int, size)), mode="bilinear", align_corners=False
+            )[0].argmax(dim=0)
+            for own, size in zip(logits, target_sizes)
+        ]
 
 
 class MomeImageProcessorPil(_SquareTransform, PilBackend):
@@ -46,6 +121,53 @@ if is_torchvision_available():
 else:
     # A repository saved where torchvision is installed names this class.
     MomeImageProcessor = MomeImageProcessorPil
+
+
+def read_segmentation_map(segmentation_map, do_reduce_labels: bool = False) -> np.ndarray:
+    """Class numbers of pixels as int64 (height, width), of a picture, array or tensor; see `MomeImageProcessorKwargs`.
+
+    Raises ValueError for several channels and for numbers that are not whole.
+    """
+    array = np.asarray(segmentation_map)  # of a picture with a palette: the places in it
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
+        array = array.squeeze(0 if array.shape[0] == 1 else -1)
+    if array.ndim != 2:
+        raise ValueError(
+            f"A segmentation map has one class number for each pixel, (height, width), not the shape {array.shape}: "
+            "turn maps that tell classes by colours into numbers first."
+        )
+    if array.dtype.kind not in "iub":
+        raise ValueError(f"A segmentation map holds whole numbers, not {array.dtype}.")
+    array = array.astype(np.int64)
+    if do_reduce_labels:
+        array = np.where((array == 0) | (array == IGNORED_CLASS), IGNORED_CLASS, array - 1)
+    return array
+
+
+def resize_segmentation_map(segmentation_map: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(any height, any width) -> (height, width), each pixel the one that its centre falls into."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
+        for new, old in zip((height, width), segmentation_map.shape)
+    )
+    return segmentation_map[rows[:, None], columns]
+
+
+def _as_list(values, num_dims: int) -> list:
+    """One picture or map as a list of one, an array of several as a list of them."""
+    if isinstance(values, (list, tuple)):
+        return list(values)
+    return list(values) if getattr(values, "ndim", 0) > num_dims else [values]
+
+
+def _size_of(picture) -> tuple[int, int] | None:
+    """Height and width of a picture; `None` where only the back end knows, which reads paths and addresses."""
+    if hasattr(picture, "width"):
+        return picture.height, picture.width
+    shape = getattr(picture, "shape", ())
+    if len(shape) == 3:
+        return tuple(shape[1:] if shape[0] in (1, 3, 4) else shape[:2])
+    return tuple(shape) if len(shape) == 2 else None
 
 
 def _is_picture(value) -> bool:
@@ -84,6 +206,7 @@ class MomeProcessor(ProcessorMixin):
         images=None,
         text=None,
         *,
+        segmentation_maps=None,
         padding: bool | str = True,
         truncation: bool = True,
         max_length: int | None = None,
@@ -98,6 +221,8 @@ class MomeProcessor(ProcessorMixin):
                 `[[left, right], ...]`, as (pairs, 2, channels, side, side) for `VlmoForImagesAndTextClassification`.
             text: a string or a list of them: `[CLS]`, tokens, `[SEP]`, padded on the right, as `input_ids` and
                 `attention_mask` (texts, length).
+            segmentation_maps: class numbers of the pixels of each picture, see the image processor, as `labels`
+                (images, side, side) for semantic segmentation.
             padding: `True` or `"longest"` pads to the longest text, `"max_length"` to `max_length`, `False` not.
             truncation: cut tokens beyond `max_length`, keeping `[SEP]`; `False` keeps them.
             max_length: most tokens of a text, special ones included; by default 40, or the tokenizer's
@@ -111,11 +236,15 @@ class MomeProcessor(ProcessorMixin):
         """
         if images is None and text is None:
             raise ValueError("Nothing to process: give images, text, or both.")
+        if images is None and segmentation_maps is not None:
+            raise ValueError("Segmentation maps come with their pictures: give images too.")
         if images is None and kwargs:
             raise TypeError(f"Without images there is no option {', '.join(sorted(kwargs))}.")
         data = {}
         if images is not None:
-            data["pixel_values"] = self._process_pictures(images, return_tensors, kwargs)
+            if segmentation_maps is not None:
+                kwargs["segmentation_maps"] = segmentation_maps
+            data |= self._process_pictures(images, return_tensors, kwargs)
         if text is not None:
             if max_length is None:
                 max_length = min(MAX_TEXT_LENGTH, self.tokenizer.model_max_length)
@@ -132,8 +261,8 @@ class MomeProcessor(ProcessorMixin):
             data.update(padded)
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _process_pictures(self, images, return_tensors, options):
-        """Pixel values of single pictures, or of pairs when a row is a list."""
+    def _process_pictures(self, images, return_tensors, options) -> dict:
+        """Pixel values of single pictures, or of pairs when a row is a list; labels if there are maps."""
         if getattr(images, "ndim", None) == 5:  # pairs in one array
             images = [list(pair) for pair in images]
         rows = list(images) if isinstance(images, (list, tuple)) else [images]
@@ -154,14 +283,16 @@ class MomeProcessor(ProcessorMixin):
                 "images must be pictures (PIL, array, tensor, path or address as a string), or pairs of them, not "
                 f"{', '.join(sorted(wrong))}."
             )
+        if in_pairs and "segmentation_maps" in options:
+            raise ValueError("Segmentation maps belong to single pictures: give images as a flat list.")
         # As it was given, since an array may hold several pictures.
-        pixels = self.image_processor(pictures if in_pairs else images, return_tensors=return_tensors, **options)
-        pixels = pixels["pixel_values"]
+        features = self.image_processor(pictures if in_pairs else images, return_tensors=return_tensors, **options)
         if not in_pairs:
-            return pixels
+            return dict(features)
+        pixels = features["pixel_values"]
         if return_tensors is None:
-            return [pixels[start : start + 2] for start in range(0, len(pixels), 2)]
-        return pixels.reshape(len(rows), 2, *pixels.shape[1:])
+            return {"pixel_values": [pixels[start : start + 2] for start in range(0, len(pixels), 2)]}
+        return {"pixel_values": pixels.reshape(len(rows), 2, *pixels.shape[1:])}
 
     def _tokenize(self, texts, max_length: int | None) -> list[list[int]]:
         """Ids of `[CLS]`, the text and `[SEP]`, cut to `max_length` if there is one."""
@@ -179,9 +310,20 @@ class MomeProcessor(ProcessorMixin):
         begin, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         return [[begin, *tokens[:room], end] for tokens in ids]
 
+    def post_process_semantic_segmentation(self, outputs, target_sizes=None) -> list[torch.Tensor]:
+        """Class numbers of pixels from a model's outputs; see the image processor."""
+        return self.image_processor.post_process_semantic_segmentation(outputs, target_sizes)
+
     @property
     def model_input_names(self) -> list[str]:
         return ["pixel_values", "input_ids", "attention_mask"]
 
 
-__all__ = ["MAX_TEXT_LENGTH", "MomeImageProcessor", "MomeImageProcessorPil", "MomeProcessor"]
+__all__ = [
+    "MAX_TEXT_LENGTH",
+    "MomeImageProcessor",
+    "MomeImageProcessorPil",
+    "MomeProcessor",
+    "read_segmentation_map",
+    "resize_segmentation_map",
+]
