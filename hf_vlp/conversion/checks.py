@@ -34,7 +34,7 @@ def compare_outputs(
     expected: Path,
     *,
     tolerance: float,
-    input_names: Mapping[str, str],
+    input_names: Mapping[str, str | tuple[str, ...]],
     output_names: Mapping[str, str],
     drop_inputs: tuple[str, ...] = (),
 ) -> str:
@@ -44,8 +44,8 @@ def compare_outputs(
         inputs, expected: safetensors files; names of the arguments of `forward`, and of its outputs. Others are told
             and not compared.
         tolerance: largest absolute difference, times the largest expected value where that is above 1.
-        input_names, output_names: {name in the file: ours}, for recordings with names of their own; the losses in a
-            dictionary are called "losses.<name>".
+        input_names, output_names: {name in the file: ours}, for recordings with names of their own. An input may be
+            given under several names; the losses in a dictionary are called "losses.<name>".
         drop_inputs: names in the file that are something else in the model's terms.
 
     Raises ValueError when a difference is above the tolerance, a shape differs, or nothing can be compared.
@@ -54,11 +54,12 @@ def compare_outputs(
     if {"pixel_values_0", "pixel_values_1"} <= set(recorded):  # two pictures to a statement
         pair = [recorded.pop("pixel_values_0"), recorded.pop("pixel_values_1")]
         recorded["pixel_values"] = torch.stack(pair, dim=1)
-    accepted = inspect.signature(model.forward).parameters
+    accepted = set(inspect.signature(model.forward).parameters)
     given = {}
     for name, tensor in recorded.items():
-        if name not in drop_inputs and input_names.get(name, name) in accepted:
-            given[input_names.get(name, name)] = tensor
+        ours = input_names.get(name, name)
+        if name not in drop_inputs:
+            given |= dict.fromkeys(accepted.intersection([ours] if isinstance(ours, str) else ours), tensor)
     outputs = dict(named_tensors(model.eval()(**given)))
     differences: dict[str, float] = {}
     left_out = []

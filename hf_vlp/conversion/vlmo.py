@@ -12,9 +12,10 @@ import copy
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from hf_vlp.conversion.report import FILE_NAME, ConversionReport, describe_sourc
 from hf_vlp.conversion.safe_load import LoadedCheckpoint, load_checkpoint
 from hf_vlp.hub.cards import load_checkpoint_data, make_card, published_checkpoints
 from hf_vlp.hub.export import save_repository, staged_directory
+from hf_vlp.models.mome.configuration_mome import MomeConfig
 from hf_vlp.models.mome.configuration_vlmo import PUBLISHED_SIZES, VlmoConfig
 from hf_vlp.models.mome.mome import (
     make_image_position_index,
@@ -44,7 +46,7 @@ HEADS = {
     "base": "VlmoModel",
     "image_classification": "VlmoForImageClassification",
 }
-_WITH_CLASSES = ("vqa", "nlvr2", "image_classification")
+WITH_CLASSES = ("vqa", "nlvr2", "image_classification", "semantic_segmentation")
 BEIT = "beit"
 
 _TABLE = "relative_position_bias_table"
@@ -133,6 +135,7 @@ BEIT_RULES = (
     Rule("pos_embed", "transformer.pos_embed"),
     Rule("patch_embed.proj.{p}", "transformer.patch_embed.proj.{p}"),
     Rule("norm.{p}", "transformer.norm.{p}"),
+    Rule("cls_pt_{rest}", None, "BEiT v2's second branch behind the class token"),
     Rule("mask_token", None, "stands for hidden patches in BEiT's pre-training"),
     Rule("lm_head.{p}", None, "BEiT's head for visual words"),
     Rule("fc_norm.{p}", None, "norm of BEiT's averaged patches; VLMo reads the first position"),
@@ -157,6 +160,44 @@ def _find(rules: tuple[Rule, ...], name: str, side: str = "source") -> tuple[Rul
         if own is not None and (found := _pattern(own).fullmatch(name)):
             return rule, found.groupdict()
     return None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the conversion of an architecture on VLMo's block has of its own.
+
+    name: of the architecture, and of the attribute that holds the base model. title: its name in texts.
+    heads: {name of a head: model class}.
+    rules, beit_rules: tables in the manner of `RULES` and `BEIT_RULES`.
+    config_class: of its models.
+    recognise: tensors in original names -> name of the head that they show, or `BEIT`.
+    default_head: tensors in original names -> name of the head that is made of them when none is asked for.
+    without_original: heads that the original has no names for.
+    """
+
+    name: str
+    title: str
+    heads: Mapping[str, str]
+    rules: tuple[Rule, ...]
+    beit_rules: tuple[Rule, ...]
+    config_class: type
+    recognise: Callable[[Mapping[str, torch.Tensor]], str]
+    default_head: Callable[[Mapping[str, torch.Tensor]], str]
+    without_original: tuple[str, ...] = ()
+
+    @property
+    def prefix(self) -> str:
+        """Of our names of the base model's parameters."""
+        return f"{self.name}."
+
+    def rules_of(self, head: str) -> tuple[Rule, ...]:
+        return tuple(rule for rule in self.rules if rule.head in (None, head))
+
+    def model_class(self, head: str) -> type:
+        """The class of a key in `heads`; raises ValueError for others."""
+        if head not in self.heads:
+            raise ValueError(f"Unknown head {head!r}. Known heads: {', '.join(self.heads)}.")
+        return getattr(import_module(f"hf_vlp.models.mome.modeling_{self.name}"), self.heads[head])
 
 
 def split_by_block(table: torch.Tensor, num_blocks: int) -> list[torch.Tensor]:
@@ -201,10 +242,29 @@ def recognise_head(state_dict: Mapping[str, torch.Tensor]) -> str:
     )
 
 
+def default_head(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """The key in `HEADS` of what is made of a file: what it shows, of a BEiT the language stage."""
+    recognised = recognise_head(state_dict)
+    return "masked_lm" if recognised == BEIT else recognised
+
+
+VLMO = Layout(
+    name="vlmo",
+    title="VLMo",
+    heads=HEADS,
+    rules=RULES,
+    beit_rules=BEIT_RULES,
+    config_class=VlmoConfig,
+    recognise=recognise_head,
+    default_head=default_head,
+    without_original=("image_classification",),
+)
+
+
 def published_size(config: Mapping[str, Any]) -> str | None:
     """Name of the published size that these fields of a configuration have, or `None`."""
     names = ("hidden_size", "num_hidden_layers", "intermediate_size")
-    fitting = (size for size in PUBLISHED_SIZES if all(config[name] == _published(size, name) for name in names))
+    fitting = (size for size in PUBLISHED_SIZES if all(config[name] == published_field(size, name) for name in names))
     return next(fitting, None)
 
 
@@ -277,7 +337,7 @@ def _infer_positions(
         "use_relative_position_bias": _TABLE in state_dict,
         "use_absolute_position_embeddings": _POSITIONS in state_dict,
     }
-    heads = None if size is None else _published(size, "num_attention_heads")
+    heads = None if size is None else published_field(size, "num_attention_heads")
     if _TABLE in state_dict:
         rows, columns = _shape(state_dict, _TABLE, 2)
         index = state_dict.get("relative_position_index")
@@ -300,7 +360,8 @@ def _default(name: str) -> Any:
     return getattr(VlmoConfig(), name)
 
 
-def _published(size: str, name: str) -> Any:
+def published_field(size: str, name: str) -> Any:
+    """A field of the configuration of a published size."""
     return PUBLISHED_SIZES[size].get(name, _default(name))
 
 
@@ -347,7 +408,7 @@ def _first_vl_block(state_dict: Mapping[str, torch.Tensor], num_layers: int, hea
     if not with_expert and head in (BEIT, "masked_lm", "base"):
         return num_layers
     if size is not None:  # known better than the file can tell when it lacks an expert
-        return _published(size, "vl_expert_start_layer")
+        return published_field(size, "vl_expert_start_layer")
     if not with_expert:
         raise ValueError(
             f"No block has a vision-language expert (transformer.blocks.*.mlp_vl, norm2_vl), as {HEADS[head]} has in "
@@ -358,7 +419,9 @@ def _first_vl_block(state_dict: Mapping[str, torch.Tensor], num_layers: int, hea
 
 
 def beit_to_vlmo(
-    state_dict: Mapping[str, torch.Tensor], max_text_length_of_table: int
+    state_dict: Mapping[str, torch.Tensor],
+    max_text_length_of_table: int,
+    rules: tuple[Rule, ...] = BEIT_RULES,
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors of a BEiT under the names of VLMo's language stage, and {name: reason} of what was dropped.
 
@@ -372,7 +435,7 @@ def beit_to_vlmo(
     unknown = []
     num_blocks = 1 + max(int(found[1]) for name in state_dict if (found := re.match(r"blocks\.(\d+)\.", name)))
     for name, tensor in state_dict.items():
-        found = _find(BEIT_RULES, name)
+        found = _find(rules, name)
         if found is None:
             unknown.append(name)
             continue
@@ -412,7 +475,7 @@ class ConversionResult:
 
 
 def convert_state_dict(
-    state_dict: Mapping[str, torch.Tensor], config: VlmoConfig, head: str | None = None
+    state_dict: Mapping[str, torch.Tensor], config: MomeConfig, head: str | None = None, *, layout: Layout = VLMO
 ) -> ConversionResult:
     """Rename and split the tensors of an original checkpoint for a model of ours.
 
@@ -426,24 +489,25 @@ def convert_state_dict(
         state_dict: of VLMo or BEiT, see `load_checkpoint`; may lie on the meta device.
         config: of the model that is filled, see `infer_config`.
         head: key in `HEADS`; the one that the names show by default.
+        layout: of the architecture that is made.
 
     Raises ValueError that names the tensors.
     """
-    recognised = recognise_head(state_dict)
-    head = head or ("masked_lm" if recognised == BEIT else recognised)
+    recognised = layout.recognise(state_dict)
+    head = head or layout.default_head(state_dict)
     if head == "nlvr2" and config.type_vocab_size < 3:
         raise ValueError(f"NLVR2 models need type_vocab_size=3, one for each picture, not {config.type_vocab_size}.")
-    prefix = "vlmo." if head == "base" else ""
-    shapes = {prefix + name: tensor.shape for name, tensor in empty_model(config, head).state_dict().items()}
+    prefix = layout.prefix if head == "base" else ""
+    shapes = {prefix + name: tensor.shape for name, tensor in empty_model(config, head, layout).state_dict().items()}
     source, dropped = dict(state_dict), {}
     if recognised == BEIT:
-        source, dropped = beit_to_vlmo(state_dict, config.max_text_length_of_table)
+        source, dropped = beit_to_vlmo(state_dict, config.max_text_length_of_table, layout.beit_rules)
     fitted, resized = _fit(source, config)
 
     converted: dict[str, torch.Tensor] = {}
     unknown, misplaced = [], []
     for name, tensor in fitted.items():
-        found = _find(RULES, name)
+        found = _find(layout.rules, name)
         if found is None:
             unknown.append(name)
             continue
@@ -455,36 +519,41 @@ def convert_state_dict(
         if all(target in shapes for target in targets) and rule.head in (None, head):
             tensors = split_by_block(tensor, config.num_hidden_layers) if rule.per_block else [tensor]
             converted.update(zip(targets, tensors, strict=True))
-        elif head != recognised and not targets[0].startswith("vlmo."):
+        elif head != recognised and not targets[0].startswith(layout.prefix):
             dropped[name] = f"belongs to another head than {head}"
         else:
             misplaced.append(name)
     if unknown:
         raise ValueError(
-            f"The checkpoint has tensors that no VLMo model has: {enumerate_names(unknown)}. If they are of another "
-            f"head than the known ones ({', '.join(HEADS)}), take them out of the file."
+            f"The checkpoint has tensors that no {layout.title} model has: {enumerate_names(unknown)}. If they are "
+            f"of another head than the known ones ({', '.join(layout.heads)}), take them out of the file."
         )
     if misplaced:
         raise ValueError(
-            f"{HEADS[head]} with this configuration has no place for {enumerate_names(misplaced)}. Check the "
+            f"{layout.heads[head]} with this configuration has no place for {enumerate_names(misplaced)}. Check the "
             "configuration (number of blocks, first block with a vision-language expert, positions) and the head."
         )
     wrong = [
-        f"{original_name(name, head)} is {list(tensor.shape)}, not {list(shapes[name])}"
+        f"{original_name(name, head, layout)} is {list(tensor.shape)}, not {list(shapes[name])}"
         for name, tensor in converted.items()
         if tensor.shape != shapes[name]
     ]
     if wrong:
         raise ValueError(f"Tensors do not have the sizes of the configuration: {enumerate_names(wrong, 6)}.")
-    new = _check_missing(shapes, converted, head, starts=head != recognised, from_beit=recognised == BEIT)
+    new = _check_missing(shapes, converted, head, layout, starts=head != recognised, from_beit=recognised == BEIT)
     if head == "base":
-        converted = {name.removeprefix("vlmo."): tensor for name, tensor in converted.items()}
-        new = [name.removeprefix("vlmo.") for name in new]
+        converted = {name.removeprefix(layout.prefix): tensor for name, tensor in converted.items()}
+        new = [name.removeprefix(layout.prefix) for name in new]
     return ConversionResult(converted, head, source, dropped, resized, new)
 
 
 def revert_state_dict(
-    state_dict: Mapping[str, torch.Tensor], config: VlmoConfig, head: str, *, index_tables: bool = False
+    state_dict: Mapping[str, torch.Tensor],
+    config: MomeConfig,
+    head: str,
+    *,
+    index_tables: bool = False,
+    layout: Layout = VLMO,
 ) -> dict[str, torch.Tensor]:
     """Our tensors under the original names, the inverse of `convert_state_dict`.
 
@@ -492,15 +561,16 @@ def revert_state_dict(
         state_dict: all tensors of the model class of `head`.
         index_tables: with the three tables of positions' indices, as published files have them; the original's loader
             fails without them when the image size changes. The one of pairs is float32 there.
+        layout: of the architecture.
 
     Raises ValueError for tensors that the original has no name for.
     """
     reverted: dict[str, torch.Tensor] = {}
     tables: dict[int, torch.Tensor] = {}
     unknown = []
-    rules = tuple(rule for rule in RULES if rule.head in (None, head))
+    rules = layout.rules_of(head)
     for name, tensor in state_dict.items():
-        found = _find(rules, f"vlmo.{name}" if head == "base" else name, side="target")
+        found = _find(rules, layout.prefix + name if head == "base" else name, side="target")
         if found is None:
             unknown.append(name)
         elif found[0].per_block:
@@ -508,7 +578,7 @@ def revert_state_dict(
         else:
             reverted[found[0].source.format(**found[1])] = tensor
     if unknown:
-        raise ValueError(f"The original VLMo has no name for {enumerate_names(unknown)}.")
+        raise ValueError(f"The original {layout.title} has no name for {enumerate_names(unknown)}.")
     if tables:
         reverted[_TABLE] = join_blocks([tables[i] for i in sorted(tables)])
     reverted["text_embeddings.position_ids"] = torch.arange(config.max_text_length)[None]
@@ -524,13 +594,13 @@ def revert_state_dict(
     return reverted
 
 
-def check_round_trip(result: ConversionResult, config: VlmoConfig) -> int:
+def check_round_trip(result: ConversionResult, config: MomeConfig, layout: Layout = VLMO) -> int:
     """Go back to the original names and compare bit for bit; returns the number of tensors that were compared.
 
     Left out are the tensors that were dropped or resized. Raises RuntimeError, a fault of the conversion, when one
     differs.
     """
-    reverted = revert_state_dict(result.state_dict, config, result.head)
+    reverted = revert_state_dict(result.state_dict, config, result.head, layout=layout)
     compared = [name for name in result.source if name not in result.dropped and name not in result.resized]
     differing = [
         name for name in compared if name not in reverted or not torch.equal(reverted[name], result.source[name])
@@ -540,32 +610,28 @@ def check_round_trip(result: ConversionResult, config: VlmoConfig) -> int:
     return len(compared)
 
 
-def original_name(name: str, head: str) -> str:
-    """The original name of one of our parameters (with the prefix `vlmo.`)."""
-    found = _find(tuple(rule for rule in RULES if rule.head in (None, head)), name, side="target")
+def original_name(name: str, head: str, layout: Layout = VLMO) -> str:
+    """The original name of one of our parameters (with the prefix `vlmo.`, or that of the layout)."""
+    found = _find(layout.rules_of(head), name, side="target")
     return name if found is None else found[0].source.format(**found[1])
 
 
 def model_class(head: str) -> type:
     """The class of a key in `HEADS`; raises ValueError for others."""
-    if head not in HEADS:
-        raise ValueError(f"Unknown head {head!r}. Known heads: {', '.join(HEADS)}.")
-    from hf_vlp.models.mome import modeling_vlmo
-
-    return getattr(modeling_vlmo, HEADS[head])
+    return VLMO.model_class(head)
 
 
-def empty_model(config: VlmoConfig, head: str):
+def empty_model(config: MomeConfig, head: str, layout: Layout = VLMO):
     """The model of a head without memory for its parameters, on the meta device; `config` is copied."""
     with torch.device("meta"):
-        return model_class(head)(copy.deepcopy(config))
+        return layout.model_class(head)(copy.deepcopy(config))
 
 
-def _of_all_blocks(rule: Rule, config: VlmoConfig) -> list[str]:
+def _of_all_blocks(rule: Rule, config: MomeConfig) -> list[str]:
     return [rule.target.format(i=i) for i in range(config.num_hidden_layers)]
 
 
-def _fit(source: dict[str, torch.Tensor], config: VlmoConfig) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _fit(source: dict[str, torch.Tensor], config: MomeConfig) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Give the tables of positions and types the sizes of the configuration where the original does so too."""
     fitted, resized = dict(source), {}
     window = config.window_size
@@ -590,49 +656,49 @@ def _fit(source: dict[str, torch.Tensor], config: VlmoConfig) -> tuple[dict[str,
     return fitted, resized
 
 
-def _group(name: str) -> str:
+def _group(name: str, prefix: str) -> str:
     """The part of a model that is there as a whole or not at all."""
-    if found := re.match(r"vlmo\.layers\.\d+\.experts\.(\w+)\.", name):
+    if not name.startswith(prefix):
+        return f"head {name.split('.')[0]}"
+    name = name.removeprefix(prefix)
+    if found := re.match(r"layers\.\d+\.experts\.(\w+)\.", name):
         return f"{found[1]} experts"
-    if name.startswith("vlmo.layers."):
-        return "attention"
-    return ".".join(name.split(".")[: 2 if name.startswith("vlmo.") else 1])
+    return "attention" if name.startswith("layers.") else name.split(".")[0]
 
 
-_NEW_AFTER_BEIT = (
-    *("text experts", "vlmo.text_embeddings", "vlmo.token_type_embeddings", "vlmo.pooler", "vlmo.norm"),
-    "vl experts",
-)
+_NEW_AFTER_BEIT = ("text experts", "text_embeddings", "token_type_embeddings", "pooler", "norm", "vl experts")
 
 
 def _check_missing(
     shapes: Mapping[str, torch.Size],
     converted: Mapping[str, torch.Tensor],
     head: str,
+    layout: Layout,
     *,
     starts: bool,
     from_beit: bool,
 ) -> list[str]:
     """Names that the file lacks, all of them of parts that a new stage begins with; raises ValueError for others."""
     absent = [name for name in shapes if name not in converted]
-    present_groups = {_group(name) for name in converted}
+    groups = {name: _group(name, layout.prefix) for name in shapes}
+    present = {groups[name] for name in converted}
     allowed = _NEW_AFTER_BEIT if from_beit else ("vl experts",)
     missing = [
         name
         for name in absent
-        if not starts or _group(name) in present_groups or (name.startswith("vlmo.") and _group(name) not in allowed)
+        if not starts or groups[name] in present or not (groups[name].startswith("head ") or groups[name] in allowed)
     ]
     if not missing:
         return absent
     by_block: dict[str, list[str]] = {}
     for name in missing:
-        original = original_name(name, head) if ".position_bias_table" not in name else _TABLE
+        original = original_name(name, head, layout) if ".position_bias_table" not in name else _TABLE
         found = re.fullmatch(r"transformer\.blocks\.(\d+)\.(.+)", original)
         names = by_block.setdefault(f"block {found[1]}: " if found else "", [])
         if (short := found[2] if found else original) not in names:
             names.append(short)
     listed = "; ".join(block + enumerate_names(names) for block, names in by_block.items())
-    raise ValueError(f"The checkpoint lacks tensors of {HEADS[head]} with this configuration. {listed}.")
+    raise ValueError(f"The checkpoint lacks tensors of {layout.heads[head]} with this configuration. {listed}.")
 
 
 _RUN_SETTINGS = {"image_size": "image_size", "max_text_len_of_initckpt": "max_text_length_of_table"}
@@ -706,77 +772,145 @@ def convert(
     if reverse:
         given = {"head": head, "config": config, "size": size, "vocab": vocab, "labels": labels, "parity": parity}
         given["push_to_hub"] = push_to_hub
-        if superfluous := [name for name, value in given.items() if value is not None]:
-            raise ValueError(f"The way back takes no {', '.join(superfluous)}: the repository knows what it holds.")
-        return convert_back(checkpoint, output)
+        return convert_back(checkpoint, output, given=given)
     loaded = load_checkpoint(checkpoint, float32=True)
-    fields = _read_fields(config)
+    fields = read_fields(config, VlmoConfig)
     inferred = infer_config(loaded.state_dict, **{**read_run_settings(loaded.settings), **fields})
-    if size not in (None, *PUBLISHED_SIZES):
-        raise ValueError(f"Unknown size {size!r}. Published sizes: {', '.join(PUBLISHED_SIZES)}.")
-    if size is not None and inferred.size != size:
-        found = {name: inferred.config[name] for name in ("hidden_size", "num_hidden_layers", "intermediate_size")}
-        raise ValueError(f"The file is not of the size {size!r}, but {inferred.size or 'unpublished'}: {found}.")
-    head = head or ("masked_lm" if inferred.head == BEIT else inferred.head)
+    check_size(inferred, size)
+    head = head or default_head(loaded.state_dict)
     starts = head != inferred.head
     wanted = {**inferred.config, **(_fields_of_next_stage(inferred, head, fields) if starts else {}), **fields}
-    if names := _read_labels(labels):
-        if head not in _WITH_CLASSES:
-            raise ValueError(f"{HEADS[head]} has no classes that labels could name.")
-        if not starts and len(names) != wanted["num_labels"]:
-            raise ValueError(f"{labels} names {len(names)} classes, the file has {wanted['num_labels']}.")
-    elif head == "nlvr2" and wanted.get("num_labels", 2) == 2:
-        names = ["False", "True"]
-    elif starts and head in _WITH_CLASSES and not {"num_labels", "id2label"} & set(wanted):
-        raise ValueError(f"How many classes shall the new {head} head have? Give labels, or num_labels in the config.")
-    if names:
-        wanted.pop("num_labels", None)
-        wanted["id2label"] = dict(enumerate(names))
-        wanted["label2id"] = {name: index for index, name in enumerate(names)}
+    wanted = name_classes(wanted, labels, head, starts=starts)
     model_config = VlmoConfig(**wanted)
-    result = convert_state_dict(loaded.state_dict, model_config, head)
-    broken = [name for name, value in result.state_dict.items() if not torch.isfinite(value).all()]
-    if broken:
-        originals = [original_name(name, head) for name in broken]
-        raise ValueError(f"The file holds NaN or infinite values: {enumerate_names(originals)}. It is damaged.")
-    checks = [f"{check_round_trip(result, model_config)} tensors converted back, equal bit for bit"]
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # new parameters are the same in every conversion
-        model = model_class(head)(model_config)
-    fresh = {name: tensor for name, tensor in model.state_dict().items() if name in result.new}
-    model.load_state_dict({**result.state_dict, **fresh}, strict=True)
-    checks.append("strict loading into the model")
-    checks.append(check_finite_outputs(model, _random_inputs(model, head)))
+    compare = None
     if parity is not None:
         of_stage_2 = head == "masked_lm"
-        line = compare_outputs(
-            model,
-            *map(Path, parity),
+        compare = partial(
+            compare_outputs,
+            inputs=Path(parity[0]),
+            expected=Path(parity[1]),
             tolerance=tolerance,
             input_names=_INPUT_NAMES | ({"mlm_input_ids": "input_ids"} if of_stage_2 else {}),
             output_names=_OUTPUT_NAMES | ({"mlm_logits": "logits", "mlm_loss": "loss"} if of_stage_2 else {}),
             drop_inputs=("input_ids",) if of_stage_2 else (),
         )
-        checks.append(line)
-    processor, notes = _make_processor(model_config, vocab)
+    return write_repository(
+        output,
+        loaded=loaded,
+        recognised=inferred.head,
+        result=convert_state_dict(loaded.state_dict, model_config, head),
+        config=model_config,
+        fields=wanted,
+        size=inferred.size,
+        inputs=_random_inputs(model_config, head),
+        compare=compare,
+        vocab=vocab,
+        card_options={"checkpoint": _published_name(loaded, inferred.size, head)},
+        push_to_hub=push_to_hub,
+    )
+
+
+def check_size(inferred: InferredConfig, size: str | None) -> None:
+    """Raise ValueError for a model that is not of the size that it must have."""
+    if size not in (None, *PUBLISHED_SIZES):
+        raise ValueError(f"Unknown size {size!r}. Published sizes: {', '.join(PUBLISHED_SIZES)}.")
+    if size is not None and inferred.size != size:
+        found = {name: inferred.config[name] for name in ("hidden_size", "num_hidden_layers", "intermediate_size")}
+        raise ValueError(f"The file is not of the size {size!r}, but {inferred.size or 'unpublished'}: {found}.")
+
+
+def name_classes(
+    fields: dict[str, Any], labels: str | Path | None, head: str, *, starts: bool, layout: Layout = VLMO
+) -> dict[str, Any]:
+    """The fields of a configuration with the names of the classes in the place of their number.
+
+    Args:
+        fields: of the configuration. labels: see `convert`.
+        head: key in the layout's heads. starts: the file does not have it.
+
+    Raises ValueError for names that do not fit, and when nothing tells how many classes a new head has.
+    """
+    if names := _read_labels(labels):
+        if head not in WITH_CLASSES:
+            raise ValueError(f"{layout.heads[head]} has no classes that labels could name.")
+        if not starts and len(names) != fields["num_labels"]:
+            raise ValueError(f"{labels} names {len(names)} classes, the file has {fields['num_labels']}.")
+    elif head == "nlvr2" and fields.get("num_labels", 2) == 2:
+        names = ["False", "True"]
+    elif starts and head in WITH_CLASSES and not {"num_labels", "id2label"} & set(fields):
+        raise ValueError(f"How many classes shall the new {head} head have? Give labels, or num_labels in the config.")
+    if not names:
+        return fields
+    return {
+        **{name: value for name, value in fields.items() if name != "num_labels"},
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+def write_repository(
+    output: str | Path,
+    *,
+    loaded: LoadedCheckpoint,
+    recognised: str,
+    result: ConversionResult,
+    config: MomeConfig,
+    fields: Mapping[str, Any],
+    size: str | None,
+    inputs: Mapping[str, Any],
+    compare: Callable[[Any], str] | None = None,
+    vocab: str | Path | None = None,
+    notes: Sequence[str] = (),
+    card_options: Mapping[str, Any] | None = None,
+    push_to_hub: str | None = None,
+    layout: Layout = VLMO,
+) -> ConversionReport:
+    """Check converted tensors, then write the repository of a model with them; the second half of `convert`.
+
+    Args:
+        loaded: the file. recognised: what `layout.recognise` found in it. result: its tensors in our names; values
+            for names in `result.new` win over initial ones.
+        config: of the model. fields: those of it that the report tells. size: name of the published size.
+        inputs: of a trial. compare: takes the model, returns a line for the report, and raises when outputs differ.
+        notes: further lines of the report. card_options: of `make_card`.
+        layout: of the architecture.
+
+    Raises ValueError with the reason; nothing is written then.
+    """
+    head = result.head
+    broken = [name for name, value in result.state_dict.items() if not torch.isfinite(value).all()]
+    if broken:
+        originals = [original_name(name, head, layout) for name in broken]
+        raise ValueError(f"The file holds NaN or infinite values: {enumerate_names(originals)}. It is damaged.")
+    checks = [f"{check_round_trip(result, config, layout)} tensors converted back, equal bit for bit"]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # new parameters are the same in every conversion
+        model = layout.model_class(head)(config)
+    fresh = {name: tensor for name, tensor in model.state_dict().items() if name in result.new}
+    model.load_state_dict({**fresh, **result.state_dict}, strict=True)
+    checks.append("strict loading into the model")
+    checks.append(check_finite_outputs(model, inputs))
+    if compare is not None:
+        checks.append(compare(model))
+    processor, lacking = _make_processor(config, vocab)
     if result.new:
-        notes.append("New parameters have initial values (of seed 0): train the model before it is used.")
+        lacking.append("New parameters have initial values (of seed 0): train the model before it is used.")
     report = ConversionReport(
-        architecture="vlmo",
+        architecture=layout.name,
         head=head,
-        recognised_as=inferred.head,
-        model_class=HEADS[head],
+        recognised_as=recognised,
+        model_class=layout.heads[head],
         source=describe_source(loaded),
-        size=inferred.size or "other",
-        config={name: value for name, value in wanted.items() if name not in ("id2label", "label2id")},
+        size=size or "other",
+        config={name: value for name, value in fields.items() if name not in ("id2label", "label2id")},
         tensors_read=len(loaded.state_dict),
         tensors_written=len(model.state_dict()),
         dropped=result.dropped,
         resized=result.resized,
         new=result.new,
         checks=checks,
-        notes=notes,
+        notes=[*lacking, *notes],
     )
     description = (
         f"Converted from the original file `{loaded.path.name}` (SHA-256 `{loaded.sha256}`); see "
@@ -786,7 +920,7 @@ def convert(
         output,
         model=model,
         processor=processor,
-        card=make_card(model, checkpoint=_published_name(loaded, inferred.size, head), description=description),
+        card=make_card(model, description=description, **(card_options or {})),
         extra_files={FILE_NAME: report.to_dict()},
     )
     if push_to_hub is not None:
@@ -796,32 +930,38 @@ def convert(
     return report
 
 
-def convert_back(repository: str | Path, output: str | Path) -> Path:
+def convert_back(
+    repository: str | Path, output: str | Path, *, given: Mapping[str, Any] | None = None, layout: Layout = VLMO
+) -> Path:
     """Write a saved model of ours as a flat file in the layout of the published ones, index tables included.
 
     Args:
         repository: folder or Hub id of a model with a head of the original.
         output: .pt or .safetensors; an existing file is replaced once the new one is whole.
+        given: options of `convert`, none of which has a meaning here.
+        layout: of the architecture.
 
-    Raises ValueError for models that the original has no layout for.
+    Raises ValueError for models that the original has no layout for, and for options that are not `None`.
     """
+    if superfluous := [name for name, value in (given or {}).items() if value is not None]:
+        raise ValueError(f"The way back takes no {', '.join(superfluous)}: the repository knows what it holds.")
     output = Path(output)
     if output.suffix not in (".pt", ".pth", ".ckpt", ".safetensors"):
         raise ValueError(f"{output} must end in .pt, .pth, .ckpt or .safetensors: it becomes one file.")
     if output.is_dir():
         raise ValueError(f"{output} is a folder; name the file that is to be written.")
-    config = VlmoConfig.from_pretrained(repository)
-    classes = {name: head for head, name in HEADS.items() if head != "image_classification"}
+    config = layout.config_class.from_pretrained(repository)
+    classes = {name: head for head, name in layout.heads.items() if head not in layout.without_original}
     head = next((classes[name] for name in config.architectures or [] if name in classes), None)
     if head is None:
         raise ValueError(
             f"{repository} holds {config.architectures}, for which the original has no layout. Known: "
             f"{', '.join(classes)}."
         )
-    model, info = model_class(head).from_pretrained(repository, output_loading_info=True)
+    model, info = layout.model_class(head).from_pretrained(repository, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{repository} lacks weights: {enumerate_names(sorted(info['missing_keys']))}.")
-    reverted = revert_state_dict(model.state_dict(), model.config, head, index_tables=True)
+    reverted = revert_state_dict(model.state_dict(), model.config, head, index_tables=True, layout=layout)
     reverted = {name: tensor.detach().contiguous() for name, tensor in reverted.items()}
     with staged_directory(output.absolute().parent) as staging:
         if output.suffix == ".safetensors":
@@ -842,17 +982,17 @@ def _published_name(loaded: LoadedCheckpoint, size: str | None, head: str) -> st
     return name if (data["size"], data["model_class"]) == (size, HEADS[head]) else None
 
 
-def _read_fields(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
-    """Fields of `VlmoConfig` that were given, alone or in a JSON file; raises ValueError for unknown ones."""
+def read_fields(config: str | Path | Mapping[str, Any] | None, config_class: type) -> dict[str, Any]:
+    """Fields of a configuration that were given, alone or in a JSON file; raises ValueError for unknown ones."""
     if config is None:
         return {}
     if not isinstance(config, Mapping):
         config = _read_json(config)
         if not isinstance(config, Mapping):
             raise ValueError("The configuration must be a JSON object {field: value}.")
-    known = set(VlmoConfig().to_dict()) | {"num_labels"}
+    known = set(config_class().to_dict()) | {"num_labels"}
     if unknown := sorted(set(config) - known):
-        raise ValueError(f"VlmoConfig has no field {enumerate_names(unknown)}.")
+        raise ValueError(f"{config_class.__name__} has no field {enumerate_names(unknown)}.")
     return dict(config)
 
 
@@ -887,7 +1027,7 @@ def _fields_of_next_stage(inferred: InferredConfig, head: str, given: Mapping[st
     if inferred.head in (BEIT, "masked_lm") and head not in ("masked_lm", "base"):
         fields["max_text_length"] = min(_default("max_text_length"), inferred.config["max_text_length"])
         if inferred.size is not None:
-            fields["vl_expert_start_layer"] = _published(inferred.size, "vl_expert_start_layer")
+            fields["vl_expert_start_layer"] = published_field(inferred.size, "vl_expert_start_layer")
         elif "vl_expert_start_layer" not in given:
             raise ValueError(
                 f"Starting {head} from {inferred.head} adds vision-language experts. Give vl_expert_start_layer, the "
@@ -900,15 +1040,20 @@ def _fields_of_next_stage(inferred: InferredConfig, head: str, given: Mapping[st
     return fields
 
 
-def _random_inputs(model, head: str) -> dict[str, torch.Tensor]:
-    """A batch of two for each model class, the same in every run."""
-    config = model.config
+def random_pairs(config: MomeConfig) -> dict[str, torch.Tensor]:
+    """Two pictures with texts, the same in every run."""
     generator = torch.Generator().manual_seed(0)
     length = min(8, config.max_text_length)
     picture = (config.num_channels, config.image_size, config.image_size)
     pixels = torch.randn(2, *picture, generator=generator)
     ids = torch.randint(config.vocab_size, (2, length), generator=generator)
-    inputs = {"pixel_values": pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {"pixel_values": pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _random_inputs(config: VlmoConfig, head: str) -> dict[str, torch.Tensor]:
+    """A batch of two for each model class."""
+    inputs = random_pairs(config)
+    pixels, ids = inputs["pixel_values"], inputs["input_ids"]
     if head == "masked_lm":
         del inputs["pixel_values"]
     elif head == "image_classification":
@@ -922,7 +1067,7 @@ def _random_inputs(model, head: str) -> dict[str, torch.Tensor]:
     return inputs
 
 
-def _make_processor(config: VlmoConfig, vocab: str | Path | None):
+def _make_processor(config: MomeConfig, vocab: str | Path | None):
     """The processor of a model, or its image processor alone without a vocabulary, and notes for the report."""
     from hf_vlp.models.mome.processing_mome import MomeImageProcessor, MomeProcessor
 
