@@ -32,6 +32,10 @@ _METRIC_NAMES = {
     "consistency": ("accuracy", "Consistency"),
     "mlm_accuracy": ("accuracy", "Accuracy on masked words"),
     "mean_recall": ("recall", "Mean recall"),
+    "explained_variance": ("explained_variance", "Explained variance"),
+    "reconstruction_error": ("reconstruction_error", "Reconstruction error"),
+    "codes_used": ("codes_used", "Codes used"),
+    "perplexity": ("perplexity", "Perplexity of the codes"),
 } | {
     f"{direction}_recall_at_{k}": ("recall", f"{name} R@{k}")
     for direction, name in (("image_to_text", "Image to text"), ("text_to_image", "Text to image"))
@@ -112,6 +116,13 @@ CARD_TASKS = (
         pipeline_tag="zero-shot-image-classification",
         metrics=("recall",),
         tags=("image-text-retrieval",),
+    ),
+    CardTask(
+        "ForTraining",
+        usage="visual-tokens",
+        name="Visual tokens of pictures",
+        pipeline_tag=None,
+        metrics=("explained_variance",),
     ),
     CardTask(
         None,
