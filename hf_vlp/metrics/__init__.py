@@ -22,6 +22,7 @@ from hf_vlp.metrics.captioning import (
 )
 from hf_vlp.metrics.classification import classification_accuracy
 from hf_vlp.metrics.nlvr2 import nlvr2_metrics, nlvr_metrics
+from hf_vlp.metrics.segmentation import confusion_metrics, count_confusions, segmentation_metrics
 from hf_vlp.metrics.vqa import (
     check_vqa_submission,
     evaluate_vqa,
@@ -44,6 +45,7 @@ _EVALUATE_CLASSES = (
     "Nlvr2Metric",
     "RetrievalRecallMetric",
     "RougeLMetric",
+    "SegmentationMetric",
     "SpiceMetric",
     "VqaAccuracyMetric",
     "VqaExactMatchMetric",
@@ -62,6 +64,8 @@ __all__ = [
     "cider",
     "cider_d",
     "classification_accuracy",
+    "confusion_metrics",
+    "count_confusions",
     "evaluate_vqa",
     "exact_match",
     "meteor",
@@ -70,6 +74,7 @@ __all__ = [
     "normalize_answer",
     "ptb_tokenize",
     "rouge_l",
+    "segmentation_metrics",
     "spice",
     "vqa_accuracy",
     "vqa_exact_match",

@@ -24,6 +24,7 @@ from hf_vlp.metrics.cider import DocumentFrequencies
 from hf_vlp.metrics.classification import classification_accuracy
 from hf_vlp.metrics.nlvr2 import nlvr2_metrics
 from hf_vlp.metrics.retrieval import ranks_of_embeddings, recall_metrics
+from hf_vlp.metrics.segmentation import segmentation_metrics
 from hf_vlp.metrics.vqa import vqa_accuracy, vqa_exact_match
 
 _INPUTS = """
@@ -271,6 +272,41 @@ Args:
         return recall_metrics(ranks, ks)
 
 
+class SegmentationMetric(evaluate.Metric):
+    """Mean IoU, pixel accuracy and mean accuracy, see `segmentation_metrics`: one map of class numbers per picture.
+
+    Lists of lists or arrays (height, width); `compute(num_labels=150)` says how many classes there are.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        class_map = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
+        return evaluate.MetricInfo(
+            description="Semantic segmentation: mean intersection over union, pixel accuracy and mean accuracy.",
+            citation="",
+            inputs_description="""
+Args:
+    predictions, references: list with one map (height, width) of class numbers per picture.
+    num_labels: number of classes.
+    ignore_index: what references hold where pixels do not count. Default 255.
+    per_class: add "iou_per_class" and "accuracy_per_class". Default False.
+""",
+            features=datasets.Features({"predictions": class_map, "references": class_map}),
+        )
+
+    def _compute(
+        self,
+        predictions: list[list[list[int]]],
+        references: list[list[list[int]]],
+        num_labels: int | None = None,
+        ignore_index: int = 255,
+        per_class: bool = False,
+    ) -> dict:
+        if num_labels is None:
+            raise ValueError("say how many classes there are: compute(num_labels=...)")
+        options = {"ignore_index": ignore_index, "per_class": per_class}
+        return segmentation_metrics(predictions, references, num_labels, **options)
+
+
 __all__ = [
     "BleuMetric",
     "CaptionMetrics",
@@ -282,6 +318,7 @@ __all__ = [
     "Nlvr2Metric",
     "RetrievalRecallMetric",
     "RougeLMetric",
+    "SegmentationMetric",
     "SpiceMetric",
     "VqaAccuracyMetric",
     "VqaExactMatchMetric",
