@@ -229,6 +229,7 @@ class VlBeitVqkdTokenizer(VlBeitVqkdPreTrainedModel):
     Loads from a checkpoint of `VlBeitVqkdForTraining` as well, whose decoder is left aside.
     """
 
+    _auto_class = "AutoModel"
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^decoder_projection\."]
 
     def __init__(self, config: VlBeitVqkdConfig):
@@ -289,6 +290,7 @@ class VlBeitVqkdForTraining(VlBeitVqkdTokenizer):
     References: BEiT v2, section 2.2 (arXiv 2208.06366); van den Oord et al., VQ-VAE, appendix A.1 (arXiv 1711.00937).
     """
 
+    _auto_class = "AutoModelForPreTraining"
     _keys_to_ignore_on_load_unexpected = []
     _teacher: Callable[[torch.Tensor], torch.Tensor] | None = None
 
