@@ -171,24 +171,104 @@ class VlmoTraining:
         return self.operations(image, generator) if self.operations is not None else image
 
     def _part(self, width: int, height: int, generator: random.Random) -> tuple[int, int, int, int]:
-        for _ in range(10):
-            area = width * height * generator.uniform(self.min_scale, 1.0)
-            ratio = math.exp(generator.uniform(-math.log(self.max_ratio), math.log(self.max_ratio)))
-            part_width, part_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < part_width <= width and 0 < part_height <= height:
-                left = generator.randint(0, width - part_width)
-                top = generator.randint(0, height - part_height)
-                return left, top, left + part_width, top + part_height
-        part_width = min(width, max(1, round(height * self.max_ratio)))
-        part_height = min(height, max(1, round(width * self.max_ratio)))
-        left, top = (width - part_width) // 2, (height - part_height) // 2
-        return left, top, left + part_width, top + part_height
+        return _draw_part(width, height, generator, min_scale=self.min_scale, max_ratio=self.max_ratio)
+
+
+class BeitPreTraining:
+    """BEiT's pre-training transform: colours, mirror, a random part.
+
+    Brightness, contrast and saturation change by factors from 1 - `color_jitter` to 1 + `color_jitter`, in random
+    order; the picture is mirrored half of the time; a part is drawn as torchvision's `RandomResizedCrop` draws it
+    (see `VlmoTraining`). The part keeps its own size: collators of masked pictures render it twice, for the model and
+    for the visual tokenizer, so that both views show the same part, mirrored alike, in the same colours.
+
+    Args:
+        min_scale: smallest share of the area that is kept: 0.08 in BEiT, 0.2 in the recipe of BEiT v2.
+        max_ratio: the width of the part is at most so many times its height, and the other way round.
+        flip: mirror left and right with probability one half. Not where texts name sides.
+        color_jitter: strength of the changes of colour, 0 to 1; 0 for none.
+
+    (Bao et al., 2022, arXiv 2106.08254.)
+    """
+
+    _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+    def __init__(
+        self, min_scale: float = 0.08, max_ratio: float = 4 / 3, flip: bool = True, color_jitter: float = 0.4
+    ):
+        if not 0 < min_scale <= 1:
+            raise ValueError(f"min_scale={min_scale} must lie in (0, 1].")
+        if max_ratio < 1:
+            raise ValueError(f"max_ratio={max_ratio} must be at least 1.")
+        if not 0 <= color_jitter <= 1:
+            raise ValueError(f"color_jitter={color_jitter} must lie between 0 and 1.")
+        self.min_scale = min_scale
+        self.max_ratio = max_ratio
+        self.flip = flip
+        self.color_jitter = color_jitter
+
+    @property
+    def is_geometric(self) -> bool:
+        """Whether patches show another part than in the whole picture, to which cached visual tokens belong."""
+        return self.flip or self.min_scale < 1
+
+    def __call__(self, image: Image.Image, generator: random.Random) -> Image.Image:
+        if self.color_jitter:
+            for enhancer in generator.sample(self._ENHANCERS, len(self._ENHANCERS)):
+                image = enhancer(image).enhance(1 + generator.uniform(-self.color_jitter, self.color_jitter))
+        if self.flip and generator.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.min_scale == 1:
+            return image  # a part of the whole area is the whole
+        return image.crop(
+            _draw_part(image.width, image.height, generator, min_scale=self.min_scale, max_ratio=self.max_ratio)
+        )
+
+
+class BeitPairPreTraining(BeitPreTraining):
+    """`BeitPreTraining` for pictures with texts: neither mirrored nor with other colours, for texts name both.
+
+    Decisions of this package: the sources of VL-BEiT do not tell how pairs are augmented. VLMo's smallest share is
+    taken, of half the area.
+    """
+
+    def __init__(
+        self, min_scale: float = 0.5, max_ratio: float = 4 / 3, flip: bool = False, color_jitter: float = 0.0
+    ):
+        super().__init__(min_scale=min_scale, max_ratio=max_ratio, flip=flip, color_jitter=color_jitter)
+
+
+def _draw_part(
+    width: int, height: int, generator: random.Random, *, min_scale: float, max_ratio: float
+) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of a part as torchvision's `RandomResizedCrop` draws it; see `VlmoTraining`."""
+    for _ in range(10):
+        area = width * height * generator.uniform(min_scale, 1.0)
+        ratio = math.exp(generator.uniform(-math.log(max_ratio), math.log(max_ratio)))
+        part_width, part_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < part_width <= width and 0 < part_height <= height:
+            left = generator.randint(0, width - part_width)
+            top = generator.randint(0, height - part_height)
+            return left, top, left + part_width, top + part_height
+    part_width = min(width, max(1, round(height * max_ratio)))
+    part_height = min(height, max(1, round(width * max_ratio)))
+    left, top = (width - part_width) // 2, (height - part_height) // 2
+    return left, top, left + part_width, top + part_height
 
 
 AUGMENTATIONS: dict[str, Callable[..., Callable]] = {
     "random_resized_crop": RandomResizedCrop,
     "random_augment": RandomAugment,
     "vlmo_training": VlmoTraining,
+    "beit_pretraining": BeitPreTraining,
+    "beit_pair_pretraining": BeitPairPreTraining,
 }
 
-__all__ = ["AUGMENTATIONS", "RandomAugment", "RandomResizedCrop", "VlmoTraining"]
+__all__ = [
+    "AUGMENTATIONS",
+    "BeitPairPreTraining",
+    "BeitPreTraining",
+    "RandomAugment",
+    "RandomResizedCrop",
+    "VlmoTraining",
+]

@@ -129,21 +129,27 @@ def mask_tokens(
     *,
     probability: float = 0.15,
     at_least_one: bool = True,
+    exact_count: bool = False,
     generator: torch.Generator | None = None,
     noise: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hide each piece of a text with `probability`, whatever word it belongs to; else as `mask_whole_words`.
 
-    `at_least_one` hides one piece where chance would have left a text without any.
+    `at_least_one` hides one piece where chance would have left a text without any. `exact_count` leaves the number to
+    no chance: max(1, round(probability * n)) of the n pieces that can be guessed (decided here, for VL-BEiT).
     """
     _check(input_ids, attention_mask, pieces, probability)
     noise = draw_noise(tuple(input_ids.shape), generator) if noise is None else noise
     choice, fate, replacement = noise.unbind(1)
     target = attention_mask.bool() & ~pieces.special[input_ids]
-    chosen = target & (choice < probability)
-    if at_least_one and choice.numel():
-        ranked = choice.masked_fill(~target, 2.0)
-        chosen |= target & (ranked == ranked.amin(1, keepdim=True))
+    ranked = choice.masked_fill(~target, 2.0)
+    if exact_count:
+        places = (probability * target.sum(1, keepdim=True).double()).round().clamp(min=1)
+        chosen = target & (ranked.argsort(1).argsort(1) < places)
+    else:
+        chosen = target & (choice < probability)
+        if at_least_one and choice.numel():
+            chosen |= target & (ranked == ranked.amin(1, keepdim=True))
     return _hide(input_ids, chosen, fate, replacement, pieces)
 
 

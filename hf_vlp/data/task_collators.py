@@ -158,6 +158,7 @@ class _MaskingCollator(_TaskCollator):
         whole_word: hide words, not single pieces.
         mask_budget: how many: `"tokens"`, or `"padded_length"` as in the original, for which batches are padded to
             `max_length`; see `mask_whole_words`.
+        exact_count: of single pieces, see `mask_tokens`.
     """
 
     def __init__(
@@ -167,6 +168,7 @@ class _MaskingCollator(_TaskCollator):
         mask_probability: float = 0.15,
         whole_word: bool = True,
         mask_budget: Literal["tokens", "padded_length"] = "tokens",
+        exact_count: bool = False,
         **options,
     ):
         if mask_budget not in BUDGETS:
@@ -184,6 +186,7 @@ class _MaskingCollator(_TaskCollator):
         self.mask_probability = mask_probability
         self.whole_word = whole_word
         self.mask_budget = mask_budget
+        self.exact_count = exact_count
 
     def _mask(self, rows: list[_Row], batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """(masked ids, labels) of a batch, both (rows, length)."""
@@ -198,8 +201,8 @@ class _MaskingCollator(_TaskCollator):
         options = {"probability": self.mask_probability, "noise": noise[..., : input_ids.shape[1]]}
         if self.whole_word:
             return mask_whole_words(input_ids, attention_mask, self.pieces, budget=self.mask_budget, **options)
-        at_least_one = self.mask_budget == "tokens"
-        return mask_tokens(input_ids, attention_mask, self.pieces, at_least_one=at_least_one, **options)
+        options |= {"at_least_one": self.mask_budget == "tokens", "exact_count": self.exact_count}
+        return mask_tokens(input_ids, attention_mask, self.pieces, **options)
 
 
 class MaskedLanguageCollator(_MaskingCollator):

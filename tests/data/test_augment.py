@@ -1,16 +1,24 @@
 """`hf_vlp.data.augment`.
 
 Covers: what a crop keeps; each operation of `RandomAugment` and how often it is drawn; size, crop, flip and operations
-of `VlmoTraining`; that all are functions of their generator; how settings name them; each refused option.
+of `VlmoTraining`; colours, flip and crop of `BeitPreTraining`, and what of it pairs are spared; that all are functions
+of their generator; how settings name them; each refused option.
 """
 
 import random
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter
 
-from hf_vlp.data.augment import AUGMENTATIONS, RandomAugment, RandomResizedCrop, VlmoTraining
+from hf_vlp.data.augment import (
+    AUGMENTATIONS,
+    BeitPairPreTraining,
+    BeitPreTraining,
+    RandomAugment,
+    RandomResizedCrop,
+    VlmoTraining,
+)
 
 
 @pytest.fixture
@@ -204,7 +212,76 @@ def test_vlmo_without_crop_and_operations_is_resize_and_flip(natural):
     assert {unflipped(square, generator).tobytes() for _ in range(20)} == {plain.tobytes()}
 
 
-@pytest.mark.parametrize("augment", [RandomAugment(), VlmoTraining(32)])
+# BeitPreTraining
+
+
+def test_beit_parts_are_those_of_vlmo_and_keep_their_size(natural):
+    augment = BeitPreTraining(min_scale=0.3, flip=False, color_jitter=0)
+    box = VlmoTraining(min_scale=0.3)._part(natural.width, natural.height, random.Random(5))
+    part = augment(natural, random.Random(5))
+    assert part.tobytes() == natural.crop(box).tobytes()
+    sizes = [augment(natural, random.Random(seed)).size for seed in range(200)]
+    shares = [width * height / (natural.width * natural.height) for width, height in sizes]
+    assert min(shares) > 0.29
+    assert max(shares) > 0.9
+
+
+def test_beit_flips_half_of_the_pictures(natural):
+    augment = BeitPreTraining(min_scale=1, color_jitter=0)
+    mirrored = natural.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()
+    results = [augment(natural, random.Random(seed)).tobytes() for seed in range(200)]
+    assert set(results) == {natural.tobytes(), mirrored}
+    assert 70 < results.count(mirrored) < 130
+
+
+def test_beit_colours_change_by_the_asked_factors_in_random_order(monkeypatch, natural):
+    calls = []
+
+    class Noted:
+        def __init__(self, name):
+            self.name = name
+
+        def __call__(self, image):
+            return type("Enhancer", (), {"enhance": lambda _, factor: calls.append((self.name, factor)) or image})()
+
+    monkeypatch.setattr(BeitPreTraining, "_ENHANCERS", tuple(map(Noted, "bcs")))
+    generator = random.Random(0)
+    for _ in range(300):
+        BeitPreTraining(color_jitter=0.4)(natural, generator)
+    orders = {"".join(name for name, _ in calls[start : start + 3]) for start in range(0, 900, 3)}
+    factors = [factor for _, factor in calls]
+    assert len(orders) == 6
+    assert 0.6 <= min(factors) < 0.61
+    assert 1.39 < max(factors) <= 1.4
+
+
+def test_beit_colours_are_brightness_contrast_and_saturation(natural):
+    assert BeitPreTraining._ENHANCERS == (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    augment = BeitPreTraining(min_scale=1, flip=False, color_jitter=0.4)
+    changed = [augment(natural, random.Random(seed)) for seed in range(20)]
+    assert all(picture.tobytes() != natural.tobytes() for picture in changed)
+    assert {picture.size for picture in changed} == {natural.size}
+
+
+def test_pairs_are_neither_mirrored_nor_coloured(natural):
+    augment = BeitPairPreTraining()
+    for seed in range(30):
+        box = VlmoTraining()._part(natural.width, natural.height, random.Random(seed))
+        assert augment(natural, random.Random(seed)).tobytes() == natural.crop(box).tobytes()
+
+
+@pytest.mark.parametrize(
+    "options, moves",
+    [({}, True), ({"flip": False}, True), ({"min_scale": 1}, True), ({"min_scale": 1, "flip": False}, False)],
+)
+def test_changes_of_colour_alone_leave_patches_in_place(natural, options, moves):
+    augment = BeitPreTraining(color_jitter=0, **options)
+    assert augment.is_geometric == moves
+    same = {augment(natural, random.Random(seed)).tobytes() for seed in range(20)} == {natural.tobytes()}
+    assert same != moves
+
+
+@pytest.mark.parametrize("augment", [RandomAugment(), VlmoTraining(32), BeitPreTraining(), BeitPairPreTraining()])
 def test_the_generator_alone_decides(natural, augment):
     pictures = [augment(natural, random.Random(seed)).tobytes() for seed in range(12)]
     assert pictures == [augment(natural, random.Random(seed)).tobytes() for seed in range(12)]
@@ -228,6 +305,9 @@ def test_the_generator_alone_decides(natural, augment):
         (VlmoTraining, {"min_scale": 2}),
         (VlmoTraining, {"max_ratio": 0.9}),
         (VlmoTraining, {"magnitude": -1}),
+        (BeitPreTraining, {"min_scale": 0}),
+        (BeitPreTraining, {"max_ratio": 0.5}),
+        (BeitPreTraining, {"color_jitter": 1.5}),
     ],
 )
 def test_impossible_options_are_refused(augmentation, options):

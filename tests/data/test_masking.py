@@ -2,7 +2,8 @@
 
 Covers: the rule by which words are taken, against a loop over words; that words are hidden whole, padding and special
 tokens never, and every text with a word has a target; chances of long words; what becomes of hidden pieces;
-independence of a row from its batch and padding; single pieces; reading a tokenizer; each refused input.
+independence of a row from its batch and padding; single pieces, by chance and in exact numbers; reading a tokenizer;
+each refused input.
 (The statistics of the original are in tests/parity/test_vlmo_masking.py.)
 """
 
@@ -117,6 +118,36 @@ def test_single_pieces_are_hidden_independently(pieces):
     noise = draw_noise(tuple(ids.shape), torch.Generator().manual_seed(0))
     _, labels = mask_tokens(ids, mask, pieces, probability=0.3, at_least_one=False, noise=noise)
     assert torch.equal(labels != -100, (noise[:, 0] < 0.3) & mask.bool() & (ids >= 5))
+
+
+@pytest.mark.parametrize("probability", [0.15, 0.5, 1.0])
+def test_exact_counts_are_shares_of_what_can_be_guessed(pieces, probability):
+    ids, mask = random_texts()
+    _, labels = mask_tokens(ids, mask, pieces, probability=probability, exact_count=True)
+    for row, real, own in zip(ids, mask.bool(), labels):
+        candidates = int((real & ~pieces.special[row]).sum())
+        assert int((own != -100).sum()) == min(candidates, max(1, round(probability * candidates)))
+
+
+def test_exact_counts_choose_every_piece_as_often(pieces):
+    ids = torch.tensor([[CLS, *range(10, 20), SEP]]).repeat(4000, 1)
+    generator = torch.Generator().manual_seed(0)
+    _, labels = mask_tokens(ids, torch.ones_like(ids), pieces, probability=0.3, exact_count=True, generator=generator)
+    shares = (labels != -100).double().mean(0)
+    assert shares[[0, -1]].max() == 0
+    assert (shares[1:-1] - 0.3).abs().max() < 5 * (0.3 * 0.7 / 4000) ** 0.5
+
+
+@pytest.mark.parametrize("exact_count", [False, True])
+def test_single_pieces_are_masked_alike_with_any_padding(pieces, exact_count):
+    ids, mask = random_texts(20)
+    noise = draw_noise((20, 40), torch.Generator().manual_seed(1))
+    options = {"probability": 0.4, "exact_count": exact_count}
+    wide = [torch.nn.functional.pad(tensor, (0, 16)) for tensor in (ids, mask)]
+    hidden, labels = mask_tokens(ids, mask, pieces, noise=noise[..., : ids.shape[1]], **options)
+    wide_hidden, wide_labels = mask_tokens(*wide, pieces, noise=noise, **options)
+    assert torch.equal(wide_hidden[:, : ids.shape[1]], hidden)
+    assert torch.equal(wide_labels[:, : ids.shape[1]], labels)
 
 
 @pytest.mark.parametrize("mask_words", [mask_whole_words, mask_tokens])
