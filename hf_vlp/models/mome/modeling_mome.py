@@ -60,7 +60,7 @@ from .mome_losses import (
 from .saving import SelfContainedSaving
 
 # Sizes that a checkpoint may have other than the configuration that it is loaded with.
-_RESIZABLE = ("image_size", "max_text_length", "type_vocab_size")
+RESIZABLE = ("image_size", "max_text_length", "type_vocab_size")
 RECORDED = ("output_hidden_states", "output_attentions")
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -206,7 +206,7 @@ class MomePreTrainedModel(SelfContainedSaving, PreTrainedModel):
                 content = {}
             if content.get("model_type") == cls.config_class.model_type:
                 defaults = cls.config_class()
-                stored = {name: content.get(name, getattr(defaults, name)) for name in _RESIZABLE}
+                stored = {name: content.get(name, getattr(defaults, name)) for name in RESIZABLE}
         if isinstance(config, PreTrainedConfig):
             wanted = {name: getattr(config, name, value) for name, value in stored.items()}
         else:
@@ -271,7 +271,7 @@ class MomePreTrainedModel(SelfContainedSaving, PreTrainedModel):
                     new.normal_(std=config.initializer_range)
                 table.weight.data = torch.cat((old, new))
             table.num_embeddings = rows
-        for name in _RESIZABLE:
+        for name in RESIZABLE:
             setattr(self.config, name, getattr(config, name))
 
     def no_weight_decay(self) -> set[str]:

@@ -178,22 +178,34 @@ def masked_image_loss(
     References: BEiT (arXiv 2106.08254), section 2.3.
     Raises ValueError when the visual tokens do not fit the logits in shape or, on the CPU, in number.
     """
-    if visual_token_ids.shape != logits.shape[:-1]:
+    targets = masked_image_targets(visual_token_ids, bool_masked_pos, logits.shape)
+    return classification_loss(logits.flatten(0, 1), targets.flatten())
+
+
+def masked_image_targets(
+    visual_token_ids: torch.LongTensor, bool_masked_pos: torch.Tensor | None, logits_shape: tuple[int, int, int]
+) -> torch.LongTensor:
+    """Visual tokens of the hidden patches, -100 elsewhere: (images, patches); see `masked_image_loss`.
+
+    logits_shape: (images, patches, visual vocabulary), which the visual tokens must fit.
+    """
+    *expected, num_classes = logits_shape
+    if list(visual_token_ids.shape) != expected:
         raise ValueError(
-            f"visual_token_ids must be of shape (images, patches), {tuple(logits.shape[:-1])}, not "
+            f"visual_token_ids must be of shape (images, patches), {tuple(expected)}, not "
             f"{tuple(visual_token_ids.shape)}: does the visual tokenizer make one token for each patch of the model?"
         )
     # On other devices this would wait for them, and cross_entropy raises there by itself.
     if visual_token_ids.device.type == "cpu" and len(visual_token_ids) and not torch.compiler.is_compiling():
         low, high = visual_token_ids.aminmax()
-        if low < 0 or high >= logits.shape[-1]:
+        if low < 0 or high >= num_classes:
             raise ValueError(
                 f"visual_token_ids lie between {int(low)} and {int(high)}, the model has classes 0 to "
-                f"{logits.shape[-1] - 1}: its visual_vocab_size must be the number of codes of the visual tokenizer."
+                f"{num_classes - 1}: its visual_vocab_size must be the number of codes of the visual tokenizer."
             )
     if bool_masked_pos is None:
-        bool_masked_pos = torch.zeros_like(visual_token_ids)
-    return masked_language_loss(logits, visual_token_ids.masked_fill(~bool_masked_pos.to(torch.bool), -100))
+        return torch.full_like(visual_token_ids, -100)
+    return visual_token_ids.masked_fill(~bool_masked_pos.to(torch.bool), -100)
 
 
 def soft_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -221,6 +233,7 @@ __all__ = [
     "gather_texts",
     "hard_negative_weights",
     "masked_image_loss",
+    "masked_image_targets",
     "masked_language_loss",
     "matching_labels",
     "matching_loss",
