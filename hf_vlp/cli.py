@@ -459,7 +459,7 @@ def match(
 
 @app.command(epilog="\b\nExample: hf-vlp convert vlmo vlmo_base_patch16_480_vqa.pt vlmo-base-vqa --vocab vocab.txt")
 def convert(
-    architecture: Annotated[str, typer.Argument(help="What the checkpoint is of: vlmo, vl_beit_vqkd.")],
+    architecture: Annotated[str, typer.Argument(help="What it becomes: vlmo, vl_beit, vl_beit_vqkd.")],
     checkpoint: Annotated[Path, typer.Argument(help="File of the original, or with --reverse a folder of ours.")],
     output: Annotated[Path, typer.Argument(help="Folder that is written, or with --reverse a file.")],
     head: Annotated[
