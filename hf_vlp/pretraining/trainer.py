@@ -27,6 +27,7 @@ from transformers.utils import logging
 from hf_vlp.pretraining.callbacks import BookkeepingCallback
 from hf_vlp.pretraining.naming import plain_model, plain_name
 from hf_vlp.pretraining.records import RecordStream, StreamLoader
+from hf_vlp.pretraining.visual_tokens import VIEW, VisualTokens
 
 logger = logging.get_logger(__name__)
 
@@ -37,6 +38,8 @@ STREAM_STATE_NAME = "stream_state_{}.json"
 
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "model.safetensors.index.json")
 _TRAINER_STATE = "trainer_state.json"
+# One of each group tells how many pairs, texts and pictures a batch holds.
+_ROWS = (("pixel_values", "input_ids"), ("text_input_ids",), ("image_pixel_values",))
 
 
 def is_complete_checkpoint(folder: str | os.PathLike) -> bool:
@@ -74,12 +77,23 @@ class VlpTrainer(Trainer):
             (set `max_steps`); `args.shuffle_block` says in what blocks it is shuffled.
         args: `VlpTrainingArguments` (see `arguments.py`); plain `TrainingArguments` work too.
         eval_collator: the collator of evaluations, if another than that of training.
+        visual_tokens: turns the pictures that a batch holds for a visual tokenizer into the targets of the model.
 
     The other arguments are those of `transformers.Trainer`.
     """
 
-    def __init__(self, model=None, args=None, data_collator=None, train_dataset=None, eval_collator=None, **kwargs):
+    def __init__(
+        self,
+        model=None,
+        args=None,
+        data_collator=None,
+        train_dataset=None,
+        eval_collator=None,
+        visual_tokens: VisualTokens | None = None,
+        **kwargs,
+    ):
         self._stream_loader = None
+        self.visual_tokens = visual_tokens
         self.eval_collator = eval_collator
         if args is not None and args.label_smoothing_factor:
             raise ValueError(
@@ -100,6 +114,10 @@ class VlpTrainer(Trainer):
         self.bad_sample_counts: dict[str, int] = {}  # of all processes, filled at the end of training
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
         self.add_callback(BookkeepingCallback(self))
+        if self.args.label_names is None and (self.can_return_loss or "labels" not in self.label_names):
+            # Stock: no loss in evaluation where a batch lacks one of all arguments that are called labels, or where
+            # none is called so. These models find their targets themselves, in training and evaluation alike.
+            self.label_names, self.can_return_loss = [], True
         self._matches_less = (getattr(args, "matching_every", 1), getattr(args, "matching_fraction", 1.0)) != (1, 1.0)
         self._chunk_size = getattr(args, "contrastive_chunk_size", None)
         plain = plain_model(self.model)
@@ -149,6 +167,19 @@ class VlpTrainer(Trainer):
         finally:
             self.data_collator, self.args.dataloader_drop_last = collator, drop_last
 
+    def _prepare_inputs(self, inputs):
+        # Stock: a model makes its targets itself; these come from another model, frozen, on the same device.
+        inputs = super()._prepare_inputs(inputs)
+        if self.visual_tokens is not None:
+            return self.visual_tokens(inputs)
+        if views := [name for name in inputs if name.endswith(VIEW)]:
+            raise ValueError(
+                f"The batch holds {', '.join(views)} for a visual tokenizer, and there is none: set "
+                "model.visual_tokenizer_name_or_path (VlpTrainer: visual_tokens), or give data with cached "
+                "visual_token_ids."
+            )
+        return inputs
+
     def _get_num_items_in_batch(self, batch_samples, device):
         # Stock: a batch whose pictures are all bad has no token, and its loss would be 0 / 0.
         num_items = super()._get_num_items_in_batch(batch_samples, device)
@@ -178,10 +209,11 @@ class VlpTrainer(Trainer):
 
     @staticmethod
     def _batch_size_of(inputs) -> int:
-        tensor = inputs.get("pixel_values")
-        if tensor is None:
-            tensor = next(value for value in inputs.values() if torch.is_tensor(value))
-        return len(tensor)
+        """Pairs, texts and pictures of a batch together."""
+        sources = [next((inputs[name] for name in names if inputs.get(name) is not None), None) for names in _ROWS]
+        if any(tensor is not None for tensor in sources):
+            return sum(len(tensor) for tensor in sources if tensor is not None)
+        return len(next(value for value in inputs.values() if torch.is_tensor(value)))
 
     def _record_losses(self, losses: dict, training: bool, num_items_in_batch, batch_size: int):
         """Sum the named losses so that over an update they add up as the total does."""
