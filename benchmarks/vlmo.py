@@ -16,13 +16,10 @@ Both ways take turns within a round; times are medians over the rounds, ratios m
 """
 
 import argparse
-import ctypes
-import gc
 import statistics
-import time
-from pathlib import Path
 
 import torch
+from timing import median_ratio, peak_memory, take_turns
 from torch import nn
 from torch.nn import functional as F
 
@@ -187,47 +184,11 @@ def make_batch(config: VlmoConfig, batch_size: int, device: str) -> tuple[dict, 
     return {name: value[:, :longest] if name in cut else value for name, value in padded.items()}, padded
 
 
-def timed(function, device: str):
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
-
-
-def peak_memory(function, device: str) -> float:
-    """Most memory that the call holds beyond what was held before, in MiB."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # give freed memory back, so that it is counted when it is used again
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts from here
-    before = read_status("VmRSS")
-    function()
-    return (read_status("VmHWM") - before) / 2**10
-
-
-def read_status(name: str) -> int:
-    """A field of /proc/self/status in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
-
-
-def compare(ways: dict, rounds: int, device: str) -> tuple[dict[str, float], float, dict]:
+def compare(ways: dict, arguments) -> tuple[dict[str, float], float, dict]:
     """Median times of "plain" and "ours", the median of their ratios, and the last results."""
-    times, results = {name: [] for name in ways}, {}
-    for round_number in range(rounds + 1):
-        for name, way in ways.items():
-            seconds, results[name] = timed(way, device)
-            if round_number:  # the first round warms up
-                times[name].append(seconds)
-    ratio = statistics.median(plain / ours for plain, ours in zip(times["plain"], times["ours"]))
-    return {name: statistics.median(seconds) for name, seconds in times.items()}, ratio, results
+    times, results = take_turns(ways, arguments.rounds, arguments.device)
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    return medians, median_ratio(times["plain"], times["ours"]), results
 
 
 def compare_training(arguments):
@@ -254,7 +215,7 @@ def compare_training(arguments):
         "plain": lambda: step("plain", lambda: plain.loss(padded)),
         "ours": lambda: step("ours", lambda: model(**batch).loss),
     }
-    seconds, ratio, _ = compare(ways, arguments.rounds, arguments.device)
+    seconds, ratio, _ = compare(ways, arguments)
     pairs = {name: arguments.batch_size / value for name, value in seconds.items()}
     peaks = {name: peak_memory(way, arguments.device) for name, way in ways.items()}
     print(
@@ -278,7 +239,7 @@ def compare_large_pictures(arguments):
     }
     # Memory first: afterwards the allocator holds blocks of both.
     peaks = {name: peak_memory(way, arguments.device) for name, way in ways.items()}
-    seconds, ratio, results = compare(ways, arguments.rounds, arguments.device)
+    seconds, ratio, results = compare(ways, arguments)
     difference = (results["plain"][:, 0] - results["ours"][:, 0]).abs().max().item()
     pairs = {name: arguments.large_batch_size / value for name, value in seconds.items()}
     print(
