@@ -1,0 +1,81 @@
+"""Pairs, texts and pictures in one data set, for pre-training on all of them in every step.
+
+An item is `{"pair": record, "text": record, "image": record}`, one record of each source that there is, `None` for the
+others. (Bao et al., 2022, arXiv 2206.01127: every batch holds images, texts and pairs.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["SOURCES", "JointRecords"]
+
+SOURCES = ("pair", "text", "image")
+
+
+class JointRecords:
+    """One record of each source at every index, as long as the longest source.
+
+    A source is gone through in its own order first. A shorter one is then repeated, each time in another order, until
+    the longest ends; records of such a repetition have a number of it under `pass`, so that a collator draws anew.
+    What lies at an index is a function of the index and the seed alone: a resumed run sees the same. It follows that
+    the last, unfinished repetition holds the same records in every epoch.
+
+    Args:
+        sources: name -> sequence of records (`datasets.Dataset`, list), for some of `pair`, `text`, `image`.
+        seed: of the orders.
+
+    Raises ValueError when there is no source, for an unknown name, and for a source that is empty or a stream.
+    """
+
+    def __init__(self, sources: Mapping[str, Sequence[dict] | None], *, seed: int = 0):
+        if unknown := sorted(sources.keys() - set(SOURCES)):
+            raise ValueError(f"Sources are called {', '.join(SOURCES)}, not {', '.join(map(repr, unknown))}.")
+        self.sources = {name: sources[name] for name in SOURCES if sources.get(name) is not None}
+        if not self.sources:
+            raise ValueError(f"Joint records need one source at least, of {', '.join(SOURCES)}.")
+        for name, records in self.sources.items():
+            if not hasattr(records, "__len__"):
+                raise ValueError(
+                    f"The source {name!r} is a stream ({type(records).__name__}): joint records need its length. Open "
+                    "it without streaming."
+                )
+            if len(records) == 0:
+                raise ValueError(f"The source {name!r} is empty. Give None, or leave it out, to train without it.")
+        self.seed = seed
+        self._orders: dict[tuple[str, int], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return max(map(len, self.sources.values()))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"Index {index} is out of range: there are {len(self)} joint records.")
+        return {name: self._record(name, index) if name in self.sources else None for name in SOURCES}
+
+    def _record(self, name: str, index: int) -> dict[str, Any]:
+        records = self.sources[name]
+        repetition, place = divmod(index, len(records))
+        if repetition == 0:
+            return records[place]
+        order = self._orders.get((name, repetition))
+        if order is None:
+            generator = np.random.default_rng([self.seed, SOURCES.index(name), repetition])
+            order = self._orders[name, repetition] = generator.permutation(len(records))
+        return {**records[int(order[place])], "pass": repetition}
+
+    def select(self, indices: Iterable[int]) -> JointRecords:
+        """The joint records of a part of each source: those of `indices` that it has, not repeated."""
+        indices = list(indices)
+        parts = {}
+        for name, records in self.sources.items():
+            own = [index for index in indices if index < len(records)]
+            parts[name] = records.select(own) if hasattr(records, "select") else [records[index] for index in own]
+        return JointRecords(parts, seed=self.seed)
+
+    def __repr__(self) -> str:
+        lengths = ", ".join(f"{name}: {len(records):,}" for name, records in self.sources.items())
+        return f"JointRecords({lengths})"
