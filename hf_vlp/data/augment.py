@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from PIL import Image, ImageEnhance, ImageOps
 
+from hf_vlp.data.segmentation import SegmentationAugmentation
+
 
 class RandomResizedCrop:
     """Cut out a random part of a picture and, half of the time if asked, mirror it.
@@ -260,6 +262,7 @@ AUGMENTATIONS: dict[str, Callable[..., Callable]] = {
     "random_resized_crop": RandomResizedCrop,
     "random_augment": RandomAugment,
     "vlmo_training": VlmoTraining,
+    "segmentation": SegmentationAugmentation,
     "beit_pretraining": BeitPreTraining,
     "beit_pair_pretraining": BeitPairPreTraining,
 }

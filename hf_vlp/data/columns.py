@@ -9,6 +9,7 @@
                   with a list of questions, one record for each of them, with `question_id`
 `statements`      `image`, or `images` (left and right); `statement`; `label` (unless the data have none)
 `labels`          `image`, `label` (a number or a name)
+`segmentation`    `image`, `segmentation_map` (a picture or array with the class of each pixel)
 ================= ====================================================================================================
 
 Pictures are never decoded, and their bytes are copied only where two columns become one.
@@ -35,6 +36,7 @@ RECORD_TYPES = {
     "questions": "question",
     "statements": "statement",
     "labels": None,
+    "segmentation": None,
 }
 
 # Names tried in this order when a column is not given.
@@ -324,12 +326,32 @@ def _plan_labels(columns, known, arguments, locate) -> list[_Column]:
     ]
 
 
+def _plan_segmentation(columns, known, arguments, locate) -> list[_Column]:
+    from datasets import Image
+
+    names = ("segmentation_map", "annotation", "semantic_mask", "mask", "label", "labels", "seg_map")
+    found = _find(columns, arguments.label_column, names, "segmentation map", "label_column")
+    feature = known.get(found)
+    is_text = _is_text(feature)
+    made = Image(decode=False) if is_text or isinstance(feature, Image) else None  # an array stays one
+
+    def make(row):
+        cell = row.get(found)
+        return cell if isinstance(cell, list) else locate(cell)
+
+    return [
+        _plan_image(columns, known, arguments, locate),
+        _Column("segmentation_map", (found,), make, made, as_is=not is_text),
+    ]
+
+
 _PLANS = {
     "captions": _plan_captions,
     "texts": _plan_texts,
     "questions": _plan_questions,
     "statements": _plan_statements,
     "labels": _plan_labels,
+    "segmentation": _plan_segmentation,
 }
 
 

@@ -134,7 +134,13 @@ class DataArguments:
         default=None,
         metadata={"help": "questions: column with the answer, the annotators' answers, or one for each question."},
     )
-    label_column: str | None = field(default=None, metadata={"help": "statements, labels: column with the labels."})
+    label_column: str | None = field(
+        default=None, metadata={"help": "statements, labels: column with the labels; segmentation: with the maps."}
+    )
+    label_names: list[str] | None = field(
+        default=None,
+        metadata={"help": "segmentation: names of the classes in the order of their numbers, or a file, one a line."},
+    )
     image_columns: list[str] | None = field(
         default=None, metadata={"help": "statements: the two columns with the left and the right picture."}
     )
@@ -180,7 +186,7 @@ class DataArguments:
             raise ValueError(f"source must be 'scenes', a path, a pattern or a name on the Hub, not {self.source!r}.")
         self.source = os.fspath(self.source)
         lists = ("train_files", "validation_files", "test_files", "caption_columns", "scene_objects", "scene_types")
-        for name in lists:
+        for name in (*lists, "label_names"):
             value = getattr(self, name)
             if isinstance(value, str | int):  # one entry need not be written as a list
                 setattr(self, name, [value])
@@ -411,6 +417,8 @@ class _Opener:
                     "scene_types are types of questions, statements or labels: set record_type to one of these."
                 )
             types = {f"{arguments.record_type.removesuffix('s')}_types": arguments.scene_types}
+        if arguments.record_type == "segmentation":
+            types = {"masks": True}
         dataset = make(
             number,
             self.split_name,

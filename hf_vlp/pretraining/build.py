@@ -16,6 +16,7 @@ from hf_vlp.data import tokenization
 from hf_vlp.data.answers import AnswerVocabulary, build_answer_vocabulary
 from hf_vlp.data.augment import AUGMENTATIONS
 from hf_vlp.data.collators import BadSamplePolicy
+from hf_vlp.data.segmentation import segmentation_classes
 from hf_vlp.describe import align
 from hf_vlp.evaluation_tasks import training_answers
 from hf_vlp.pretraining.arguments import ModelArguments, RunArguments
@@ -332,7 +333,8 @@ def find_labels(run: RunArguments, records) -> list[str] | None:
     """The labels of a new head for the task of a run, read from its training records where the task says so.
 
     Answers are normalised and numbered by first appearance (`build_answer_vocabulary`), unless
-    `model.answer_vocabulary` names a file. Classes are numbered as the data number them, named ones by alphabet.
+    `model.answer_vocabulary` names a file. Classes are numbered as the data number them, named ones by alphabet;
+    those of pixels are `data.label_names`, or known for scenes.
     """
     labels = get_task(run.task).labels
     if isinstance(labels, tuple):
@@ -345,6 +347,11 @@ def find_labels(run: RunArguments, records) -> list[str] | None:
             for index, (_, answer) in enumerate(training_answers(records))
         )
         return list(build_answer_vocabulary(annotations, run.model.min_answer_count))
+    if labels == "pixel classes":
+        names = segmentation_classes(run.data)
+        if names is None:
+            raise ValueError("A new head for segmentation needs the names of its classes: set data.label_names.")
+        return names
     if labels == "classes":
         feature = (getattr(records, "features", None) or {}).get("label")
         if getattr(feature, "names", None):

@@ -1,0 +1,302 @@
+"""Pictures with a class for every pixel: reading maps, changing picture and map alike, batches.
+
+A record has `image` and `segmentation_map`: a picture of one channel or with a palette (bytes, path or PIL), or an
+array (height, width), of the picture's size. Its numbers are classes, 255 means a pixel that does not count; with
+`do_reduce_labels` of the image processor 0 means that, and the classes begin at 1 (ADE20K).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hf_vlp.data.collators import _name, _TrainingCollator
+from hf_vlp.data.image_io import DEFAULT_MAX_PIXELS, ImageError, _describe, _open_binary, _open_header
+from hf_vlp.models.mome.processing_mome import IGNORED_CLASS, read_segmentation_map, resize_segmentation_map
+
+if TYPE_CHECKING:
+    from hf_vlp.data.sources import DataArguments
+
+__all__ = [
+    "MAP_COLUMN",
+    "SegmentationAugmentation",
+    "SegmentationCollator",
+    "distort_colours",
+    "load_segmentation_map",
+    "segmentation_classes",
+]
+
+MAP_COLUMN = "segmentation_map"
+# The mean colour of ImageNet: nearly 0 once normalised, which is what mmsegmentation fills pictures up with.
+_FILL = (124, 116, 104)
+
+
+def load_segmentation_map(
+    source, *, do_reduce_labels: bool = False, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> np.ndarray:
+    """Class numbers of pixels, int64 (height, width); never converted, unlike pictures.
+
+    source: as for `load_image`, or an array, tensor or lists (height, width).
+    do_reduce_labels: 0 becomes 255, the others move down by one.
+
+    Raises `ImageError` for what cannot be read, has more than `max_pixels`, or several channels.
+    """
+    if isinstance(source, dict):
+        source = source["path"] if source.get("bytes") is None else source["bytes"]
+    try:
+        if isinstance(source, (bytes, bytearray, memoryview, str, os.PathLike)):
+            name = _describe(source)
+            with _open_binary(source, name, timeout=20.0, max_download_bytes=4 * max_pixels) as file:
+                with _open_header(file, name) as image:
+                    _check_pixels(image, max_pixels)
+                    image.load()
+                    return read_segmentation_map(image, do_reduce_labels)
+        if source is None:
+            raise ValueError("there is none")
+        if isinstance(source, Image.Image):
+            _check_pixels(source, max_pixels)
+        return read_segmentation_map(source, do_reduce_labels)
+    except ImageError as error:
+        raise ImageError(f"The segmentation map cannot be read: {error}") from error
+    except (OSError, ValueError, SyntaxError, TypeError) as error:  # a damaged file has many ways to say so
+        raise ImageError(f"The segmentation map cannot be read: {error}") from error
+
+
+def _check_pixels(image: Image.Image, max_pixels: int):
+    if image.width * image.height > max_pixels:
+        raise ValueError(f"{image.width} x {image.height} pixels are more than max_pixels={max_pixels:,}")
+
+
+def segmentation_classes(data: DataArguments) -> list[str] | None:
+    """Names of the classes in the order of their numbers, `data.label_names` or those of scenes; `None` if unknown."""
+    names = data.label_names
+    if names is not None and len(names) == 1 and os.path.isfile(names[0]):
+        lines = Path(names[0]).read_text(encoding="utf-8").splitlines()
+        names = [line.strip() for line in lines if line.strip()]
+    if names is None and data.source == "scenes":
+        from hf_vlp.data.scenes import SHAPES
+
+        names = ["background", *SHAPES]
+    return names
+
+
+class SegmentationAugmentation:
+    """The training transform of mmsegmentation's ADE20K recipes, for `batches.augment: {segmentation: {}}`.
+
+    Resize, random part, mirror, colours; then the picture is filled up with a mean colour, and its map with 255, on
+    the right and at the bottom. Called with a picture, its map (height, width) and a `random.Random`, returns both.
+
+    Args:
+        crop_size: side of the square that comes out; give the model's image size.
+        base_size, max_size: shorter side that the picture is resized to, and what its longer side may not exceed,
+            before both are multiplied by a factor.
+        min_ratio, max_ratio: the factor is uniform between these.
+        max_class_share: a part with one class on this share of its labelled pixels or more is drawn again, ten times
+            at most; 1 takes any part.
+        flip: mirror left and right with probability one half.
+        distort: change the colours, see `distort_colours`.
+        fill: colour to fill up with.
+    """
+
+    def __init__(
+        self,
+        crop_size: int = 512,
+        base_size: int = 512,
+        max_size: int = 2048,
+        min_ratio: float = 0.5,
+        max_ratio: float = 2.0,
+        max_class_share: float = 0.75,
+        flip: bool = True,
+        distort: bool = True,
+        fill: Sequence[int] = _FILL,
+    ):
+        if crop_size < 1 or base_size < 1 or max_size < base_size:
+            raise ValueError(
+                f"crop_size={crop_size}, base_size={base_size} must be at least 1, max_size={max_size} at least "
+                "base_size."
+            )
+        if not 0 < min_ratio <= max_ratio:
+            raise ValueError(f"min_ratio={min_ratio} must be positive and at most max_ratio={max_ratio}.")
+        if not 0 < max_class_share <= 1:
+            raise ValueError(f"max_class_share={max_class_share} must lie in (0, 1].")
+        if len(fill) != 3 or not all(0 <= channel <= 255 for channel in fill):
+            raise ValueError(f"fill={fill} must be a colour: three numbers from 0 to 255.")
+        self.crop_size = crop_size
+        self.base_size = base_size
+        self.max_size = max_size
+        self.min_ratio = min_ratio
+        self.max_ratio = max_ratio
+        self.max_class_share = max_class_share
+        self.flip = flip
+        self.distort = distort
+        self.fill = tuple(fill)
+
+    def __call__(
+        self, image: Image.Image, segmentation_map: np.ndarray, generator: random.Random
+    ) -> tuple[Image.Image, np.ndarray]:
+        image, segmentation_map = self._resize(image, segmentation_map, generator)
+        left, top, right, bottom = self._part(segmentation_map, generator)
+        image, segmentation_map = image.crop((left, top, right, bottom)), segmentation_map[top:bottom, left:right]
+        if self.flip and generator.random() < 0.5:
+            image, segmentation_map = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), segmentation_map[:, ::-1]
+        if self.distort:
+            image = distort_colours(image, generator)
+        filled = Image.new("RGB", (self.crop_size, self.crop_size), self.fill)
+        filled.paste(image, (0, 0))
+        missing = [(0, self.crop_size - side) for side in segmentation_map.shape]
+        return filled, np.pad(segmentation_map, missing, constant_values=IGNORED_CLASS)
+
+    def _resize(self, image, segmentation_map, generator):
+        ratio = generator.uniform(self.min_ratio, self.max_ratio)
+        factor = ratio * min(self.base_size / min(image.size), self.max_size / max(image.size))
+        width, height = (max(1, round(side * factor)) for side in image.size)
+        if (width, height) == image.size:
+            return image, segmentation_map
+        resized = image.resize((width, height), Image.Resampling.BICUBIC)
+        return resized, resize_segmentation_map(segmentation_map, height, width)
+
+    def _part(self, segmentation_map: np.ndarray, generator: random.Random) -> tuple[int, int, int, int]:
+        height, width = (min(side, self.crop_size) for side in segmentation_map.shape)
+        for _ in range(11):
+            top = generator.randint(0, segmentation_map.shape[0] - height)
+            left = generator.randint(0, segmentation_map.shape[1] - width)
+            if self.max_class_share == 1:
+                break
+            part = segmentation_map[top : top + height, left : left + width]
+            counts = np.bincount(part[part != IGNORED_CLASS])
+            if counts.max(initial=0) < self.max_class_share * counts.sum():
+                break
+        return left, top, left + width, top + height
+
+
+def distort_colours(image: Image.Image, generator: random.Random) -> Image.Image:
+    """Photometric distortion: each of four changes with probability one half.
+
+    Brightness by up to 32 of 255, contrast and saturation by factors from 0.5 to 1.5, hue by up to 36 degrees;
+    contrast comes before or after the other two. (Liu et al., 2016, arXiv 1512.02325, section 2.2, with the ranges of
+    mmsegmentation.)
+    """
+
+    def draw(low: float, high: float, neutral: float) -> float:
+        # both are drawn whether they are used or not, so that one change's draws do not shift the next one's
+        apply, value = generator.random() < 0.5, generator.uniform(low, high)
+        return value if apply else neutral
+
+    shift, contrast = draw(-32, 32, 0.0), draw(0.5, 1.5, 1.0)
+    contrast_first = generator.random() < 0.5
+    saturation, hue = draw(0.5, 1.5, 1.0), draw(-36, 36, 0.0) / 360 * 256  # Pillow's hue has 256 steps
+
+    def clip(value: float) -> int:
+        return min(255, max(0, round(value)))
+
+    early = contrast if contrast_first else 1.0
+    if shift or early != 1.0:
+        image = image.point([clip(clip(value + shift) * early) for value in range(256)] * 3)
+    if saturation != 1.0 or hue:
+        turned = [(value + round(hue)) % 256 for value in range(256)]
+        stronger = [clip(value * saturation) for value in range(256)]
+        image = image.convert("HSV").point([*turned, *stronger, *range(256)]).convert("RGB")
+    if not contrast_first and contrast != 1.0:
+        image = image.point([clip(value * contrast) for value in range(256)] * 3)
+    return image
+
+
+class SegmentationCollator(_TrainingCollator):
+    """Pictures with a class for each pixel: `pixel_values` (rows, 3, H, W), `labels` (rows, H, W).
+
+    A record has `image` and `segmentation_map` (see the head of this module). What cannot be read, a map of another
+    size than its picture and one with a number that is no class leave the batch and are counted, as in all collators;
+    a batch without any good record is one white picture with labels of 255. Pictures are resized as the image
+    processor does it, maps alike, each pixel to the nearest.
+
+    Args:
+        processor: with an image processor that takes `segmentation_maps`, whose `do_reduce_labels` is heeded; or that
+            alone.
+        label2id: of the model's configuration; its length is the number of classes.
+        augment: called as `augment(image, segmentation_map, generator)`, returns the first two; such as
+            `SegmentationAugmentation`.
+        options: `bad_samples`, `seed`, `max_pixels`; see `CaptionCollator`.
+    """
+
+    def __init__(
+        self,
+        processor,
+        *,
+        label2id: Mapping[str, int],
+        augment: Callable[[Image.Image, np.ndarray, random.Random], tuple[Image.Image, np.ndarray]] | None = None,
+        **options,
+    ):
+        super().__init__(getattr(processor, "image_processor", processor), augment=augment, **options)
+        if augment is not None and len(signature(augment).parameters) != 3:
+            raise TypeError(
+                f"{type(augment).__name__} changes pictures alone, and their segmentation maps would not fit any "
+                "more: take batches.augment: {segmentation: {}}, or a callable of picture, map and generator."
+            )
+        if self.size_hint is not None:
+            raise ValueError("size_hint shrinks pictures as they are read, and not their segmentation maps.")
+        self.num_labels = len(label2id)
+
+    def __call__(self, records: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        images, maps = [], []
+        for record in records:
+            read = self._read(record)
+            if read is None:
+                continue
+            self.bad_samples.good()
+            if self.augment is not None:
+                read = self.augment(*read, self._generator(record, [hashlib.blake2b(read[1]).hexdigest()]))
+            images.append(read[0])
+            maps.append(read[1])
+        if not images:
+            images, maps = [Image.new("RGB", (64, 64), "white")], [np.full((64, 64), IGNORED_CLASS)]
+        batch = self.processor(images, segmentation_maps=maps, do_reduce_labels=False, return_tensors="pt")
+        return {"pixel_values": batch["pixel_values"], "labels": batch["labels"]}
+
+    def _read(self, record: dict[str, Any]) -> tuple[Image.Image, np.ndarray] | None:
+        """Picture and map, or None when one is bad and was counted."""
+        if MAP_COLUMN not in record:
+            raise ValueError(
+                f"The record has no {MAP_COLUMN!r}, only {sorted(record)}. Map the column with the maps (see "
+                "DataArguments.label_column), and pass remove_unused_columns=False to the trainer."
+            )
+        image = self._image(record)
+        if image is None:
+            return None
+        try:
+            segmentation_map = load_segmentation_map(
+                record[MAP_COLUMN],
+                do_reduce_labels=getattr(self.processor, "do_reduce_labels", False),
+                max_pixels=self.max_pixels,
+            )
+        except ImageError as error:
+            self.bad_samples.bad("other", f"{_name(record)}: {error}")
+            return None
+        height, width = segmentation_map.shape
+        if (width, height) != image.size:
+            self.bad_samples.bad(
+                "other",
+                f"{_name(record)}: the picture has {image.width} x {image.height} pixels (width x height), its "
+                f"segmentation map {width} x {height}.",
+            )
+            return None
+        is_class = (segmentation_map >= 0) & (segmentation_map < self.num_labels)
+        wrong = np.unique(segmentation_map[~is_class & (segmentation_map != IGNORED_CLASS)])
+        if len(wrong):
+            shown = ", ".join(map(str, wrong[:10]))
+            self.bad_samples.bad(
+                "other",
+                f"{_name(record)}: the segmentation map holds {shown}; the model has the classes 0 to "
+                f"{self.num_labels - 1}. Set num_labels, or do_reduce_labels of the image processor for maps whose 0 "
+                "means no class.",
+            )
+            return None
+        return image, segmentation_map
