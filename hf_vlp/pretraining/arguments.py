@@ -74,6 +74,15 @@ class ModelArguments:
     beit_model_name_or_path: str | None = setting(
         None, "Start attention and image side from this BEiT; texts, and experts for them, are new."
     )
+    visual_tokenizer_name_or_path: str | None = setting(
+        None, "Frozen visual tokenizer whose ids masked image modelling predicts, where the data hold none."
+    )
+    cache_visual_tokens: bool = setting(
+        False, "Make the ids of all pictures once and keep them, in place of once a step; not with random crops."
+    )
+    visual_teacher_name_or_path: str | None = setting(
+        None, "Training of a visual tokenizer with target features: the vision tower that they are of."
+    )
     config: dict = field(
         default_factory=dict, metadata={"help": "Fields of the configuration that differ from its defaults."}
     )
@@ -112,6 +121,8 @@ class ModelArguments:
             raise ValueError("Give model_name_or_path or the two parts, not both.")
         if self.beit_model_name_or_path and (self.model_name_or_path or self.vision_model_name_or_path):
             raise ValueError("Give beit_model_name_or_path or another starting point, not both.")
+        if self.cache_visual_tokens and not self.visual_tokenizer_name_or_path:
+            raise ValueError("model.cache_visual_tokens needs model.visual_tokenizer_name_or_path.")
         if unknown := sorted(set(self.freeze) - set(FREEZABLE)):
             raise ValueError(f"model.freeze names {unknown}; what can be frozen is {', '.join(FREEZABLE)}.")
 

@@ -21,6 +21,7 @@ from hf_vlp.describe import align
 from hf_vlp.evaluation_tasks import training_answers
 from hf_vlp.pretraining.arguments import ModelArguments, RunArguments
 from hf_vlp.pretraining.naming import plain_model
+from hf_vlp.pretraining.visual_tokens import visual_vocabulary
 from hf_vlp.tasks import TASKS, Task, get_task
 
 logger = logging.get_logger(__name__)
@@ -108,8 +109,9 @@ def make_image_processor(architecture: str, config: PreTrainedConfig, options: d
     from transformers.utils import is_torchvision_available
 
     backend = "torchvision" if is_torchvision_available() else "pil"
-    processor_class = ARCHITECTURES[architecture].get_image_processor(backend)
-    return processor_class(**{**_image_size_options(config), **options})
+    entry = ARCHITECTURES[architecture]
+    processor_class = entry.get_image_processor(backend)
+    return processor_class(**{**entry.image_processor_options, **_image_size_options(config), **options})
 
 
 def _image_size_options(config: PreTrainedConfig) -> dict:
@@ -149,13 +151,18 @@ def start_model(
     model_class = get_model_class(settings.architecture, task)
     if settings.model_name_or_path:
         return _start_from_checkpoint(settings, model_class, task, find_labels)
-    processor_class = ARCHITECTURES[settings.architecture].get(
-        "processing", ARCHITECTURES[settings.architecture].processor
-    )
+    processor_name = ARCHITECTURES[settings.architecture].processor
+    if processor_name is None:
+        return _start_without_texts(settings, model_class)
+    processor_class = ARCHITECTURES[settings.architecture].get("processing", processor_name)
     tokenizer = _make_tokenizer(settings, texts)
     if settings.vision_model_name_or_path:
         return _start_from_parts(settings, model_class, processor_class, tokenizer)
-    values = {**_head_values(settings.architecture, task, find_labels()), **settings.config}
+    values = {
+        **_head_values(settings.architecture, task, find_labels()),
+        **_visual_values(settings),
+        **settings.config,
+    }
     if "text_config" in getattr(ARCHITECTURES[settings.architecture].get_config(), "sub_configs", {}):
         tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
         tokens["pad_token_id"] = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -166,15 +173,37 @@ def start_model(
         start = _start_from_beit(settings, model_class, values)
     else:
         start = Start(model_class(make_config(settings.architecture, values)), None)
-    model = start.model
+    model = _set_up(start.model, settings)
+    image_processor = make_image_processor(settings.architecture, model.config, settings.image_processor)
+    return start._replace(processor=processor_class(image_processor, tokenizer))
+
+
+def _set_up(model, settings: ModelArguments):
+    """The new model with the wanted attention and in the wanted type."""
     if settings.attn_implementation:
         model.set_attn_implementation(settings.attn_implementation)
     if settings.dtype:
         import torch
 
         model.to(getattr(torch, settings.dtype))
-    image_processor = make_image_processor(settings.architecture, model.config, settings.image_processor)
-    return start._replace(processor=processor_class(image_processor, tokenizer))
+    return model
+
+
+def _start_without_texts(settings: ModelArguments, model_class: type) -> Start:
+    """A new model of pictures alone, with an image processor for processor."""
+    for name in ("vision_model_name_or_path", "beit_model_name_or_path", "tokenizer_name_or_path"):
+        if getattr(settings, name):
+            raise ValueError(f"{settings.architecture} is not built from other models: leave out model.{name}.")
+    model = _set_up(model_class(make_config(settings.architecture, settings.config)), settings)
+    return Start(model, make_image_processor(settings.architecture, model.config, settings.image_processor))
+
+
+def _visual_values(settings: ModelArguments) -> dict:
+    """The number of visual tokens that a new model predicts, if a tokenizer is given and the model has them."""
+    fields = {entry.name for entry in dataclasses.fields(ARCHITECTURES[settings.architecture].get_config())}
+    if not settings.visual_tokenizer_name_or_path or "visual_vocab_size" not in fields:
+        return {}
+    return {"visual_vocab_size": visual_vocabulary(settings.visual_tokenizer_name_or_path)}
 
 
 def _head_values(architecture: str, task: Task, labels: Sequence[str] | None) -> dict:
@@ -192,7 +221,9 @@ def _start_from_checkpoint(settings: ModelArguments, model_class: type, task: Ta
     config = check_architecture(path, settings.architecture)
     check_config_keys(type(config), settings.config)
     has_same_head = model_class.__name__ in (config.architectures or ())
-    values = {} if has_same_head else _head_values(settings.architecture, task, find_labels())
+    values = {}
+    if not has_same_head:
+        values = {**_head_values(settings.architecture, task, find_labels()), **_visual_values(settings)}
     config = AutoConfig.from_pretrained(path, **{**values, **settings.config})
     options = {}
     if settings.attn_implementation:
