@@ -118,7 +118,8 @@ class VisualTokens:
         if not torch.is_tensor(ids) or ids.is_floating_point() or ids.ndim != 2 or len(ids) != len(pixel_values):
             found = f"{ids.dtype} {tuple(ids.shape)}" if torch.is_tensor(ids) else type(ids).__name__
             raise ValueError(
-                f"The visual tokenizer must give whole numbers of the shape ({len(pixel_values)}, patches), not {found}."
+                f"The visual tokenizer must give whole numbers of the shape ({len(pixel_values)}, patches), not "
+                f"{found}."
             )
         return ids.to(pixel_values.device, torch.long)
 
