@@ -74,6 +74,7 @@ class ModelArguments:
     beit_model_name_or_path: str | None = setting(
         None, "Start attention and image side from this BEiT; texts, and experts for them, are new."
     )
+    vlmo_model_name_or_path: str | None = setting(None, "VL-BEiT: start the whole Transformer from this VLMo.")
     visual_tokenizer_name_or_path: str | None = setting(
         None, "Frozen visual tokenizer whose ids masked image modelling predicts, where the data hold none."
     )
@@ -117,10 +118,10 @@ class ModelArguments:
             raise ValueError(f"model.architecture={self.architecture!r} is not one of {sorted(ARCHITECTURES)}.")
         if (self.vision_model_name_or_path is None) != (self.text_model_name_or_path is None):
             raise ValueError("Starting from parts needs both vision_model_name_or_path and text_model_name_or_path.")
-        if self.model_name_or_path is not None and self.vision_model_name_or_path is not None:
-            raise ValueError("Give model_name_or_path or the two parts, not both.")
-        if self.beit_model_name_or_path and (self.model_name_or_path or self.vision_model_name_or_path):
-            raise ValueError("Give beit_model_name_or_path or another starting point, not both.")
+        starts = ("model", "vision_model", "beit_model", "vlmo_model")
+        given = [f"{start}_name_or_path" for start in starts if getattr(self, f"{start}_name_or_path")]
+        if len(given) > 1:
+            raise ValueError(f"Give one starting point, not {' and '.join(given)}.")
         if self.cache_visual_tokens and not self.visual_tokenizer_name_or_path:
             raise ValueError("model.cache_visual_tokens needs model.visual_tokenizer_name_or_path.")
         if unknown := sorted(set(self.freeze) - set(FREEZABLE)):

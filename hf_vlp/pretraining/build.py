@@ -169,8 +169,8 @@ def start_model(
         values["text_config"] = {**(values.get("text_config") or {}), "vocab_size": len(tokenizer), **tokens}
     else:
         values |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    if settings.beit_model_name_or_path:
-        start = _start_from_beit(settings, model_class, values)
+    if settings.beit_model_name_or_path or settings.vlmo_model_name_or_path:
+        start = _start_from_other(settings, model_class, values)
     else:
         start = Start(model_class(make_config(settings.architecture, values)), None)
     model = _set_up(start.model, settings)
@@ -242,14 +242,16 @@ def _start_from_checkpoint(settings: ModelArguments, model_class: type, task: Ta
     )
 
 
-def _start_from_beit(settings: ModelArguments, model_class: type, values: dict) -> Start:
-    path, entry = settings.beit_model_name_or_path, ARCHITECTURES[settings.architecture]
-    base_class = entry.get("modeling", entry.models["AutoModel"])
-    if not hasattr(base_class, "from_beit_pretrained"):
-        raise ValueError(f"{settings.architecture} does not start from a BEiT: leave out beit_model_name_or_path.")
+def _start_from_other(settings: ModelArguments, model_class: type, values: dict) -> Start:
+    """From a BEiT or a VLMo, which the model without a head is made of."""
+    source = "beit" if settings.beit_model_name_or_path else "vlmo"
+    path, entry = getattr(settings, f"{source}_model_name_or_path"), ARCHITECTURES[settings.architecture]
+    start = getattr(entry.get("modeling", entry.models["AutoModel"]), f"from_{source}_pretrained", None)
+    if start is None:
+        raise ValueError(f"{settings.architecture} does not start from {source}: leave out {source}_model_name_or_path.")
     check_config_keys(entry.get_config(), settings.config)
     try:
-        base, info = base_class.from_beit_pretrained(path, output_loading_info=True, **values)
+        base, info = start(path, output_loading_info=True, **values)
     except (TypeError, OSError) as error:
         raise ValueError(f"{path} does not make a {settings.architecture} model: {error}") from error
     model = model_class(base.config).to(base.dtype)

@@ -114,6 +114,7 @@ def _start_from_stage(model: ModelArguments, previous: RunArguments) -> ModelArg
         vision_model_name_or_path=None,
         text_model_name_or_path=None,
         beit_model_name_or_path=None,
+        vlmo_model_name_or_path=None,
         config=changed,
     )
 
@@ -351,6 +352,7 @@ def describe(stage: RunArguments, model, metrics: dict):
         stage.model.vision_model_name_or_path,
         stage.model.text_model_name_or_path,
         stage.model.beit_model_name_or_path,
+        stage.model.vlmo_model_name_or_path,
     )
     settings = {name: value for name, value in stage.settings.items() if name not in ("stages", "evaluation")}
     base_models = [part for part in parts if part and not Path(part).exists()]

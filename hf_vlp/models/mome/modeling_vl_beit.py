@@ -140,13 +140,19 @@ class VlBeitModel(MomeModel, VlBeitPreTrainedModel):
 
     @classmethod
     def from_vlmo_pretrained(
-        cls, vlmo: str | os.PathLike | PreTrainedModel, *, dtype: torch.dtype | None = None, **config_kwargs
+        cls,
+        vlmo: str | os.PathLike | PreTrainedModel,
+        *,
+        dtype: torch.dtype | None = None,
+        output_loading_info: bool = False,
+        **config_kwargs,
     ) -> "VlBeitModel":
         """Start from a VLMo: all weights of its Transformer, every expert included.
 
         Args:
             vlmo: Hub id, folder or object of a VLMo, with whatever head. Objects are copied.
             dtype: data type of the weights; that of the VLMo when not given.
+            output_loading_info: also return a dict with the `missing_keys`: none.
             config_kwargs: fields of `VlBeitConfig`; sizes can be changed where `from_pretrained` can change them.
 
         Raises TypeError for models of another architecture, ValueError for sizes that differ.
@@ -164,7 +170,8 @@ class VlBeitModel(MomeModel, VlBeitPreTrainedModel):
             raise ValueError(f"{config_kwargs} makes a model of other sizes than the VLMo: leave sizes as they are.")
         model.load_state_dict(theirs)
         model.resize_inputs(**resized)
-        return model.to(dtype or source.dtype).eval()
+        model = model.to(dtype or source.dtype).eval()
+        return (model, {"missing_keys": []}) if output_loading_info else model
 
 
 class VlBeitMeanPooledClassifier(nn.Module):
