@@ -248,7 +248,7 @@ def _start_from_other(settings: ModelArguments, model_class: type, values: dict)
     path, entry = getattr(settings, f"{source}_model_name_or_path"), ARCHITECTURES[settings.architecture]
     start = getattr(entry.get("modeling", entry.models["AutoModel"]), f"from_{source}_pretrained", None)
     if start is None:
-        raise ValueError(f"{settings.architecture} does not start from {source}: leave out {source}_model_name_or_path.")
+        raise ValueError(f"{settings.architecture} has no start for {source}_model_name_or_path: leave it out.")
     check_config_keys(entry.get_config(), settings.config)
     try:
         base, info = start(path, output_loading_info=True, **values)
@@ -288,7 +288,7 @@ def _start_from_parts(settings: ModelArguments, model_class: type, processor_cla
 
 
 def _make_tokenizer(settings: ModelArguments, texts: Iterable[str]):
-    path = settings.tokenizer_name_or_path or settings.text_model_name_or_path
+    path = settings.tokenizer_name_or_path or settings.text_model_name_or_path or settings.vlmo_model_name_or_path
     if path:
         return AutoTokenizer.from_pretrained(path)
     if ARCHITECTURES[settings.architecture].tokenizer == "BertTokenizer":
