@@ -1,5 +1,6 @@
 """Visual tokens in training: the frozen tokenizer that makes targets, and the training of a tokenizer itself."""
 
+import inspect
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from hf_vlp.data.collators import BadSamplePolicy
@@ -122,6 +124,69 @@ class VisualTokens:
                 f"{found}."
             )
         return ids.to(pixel_values.device, torch.long)
+
+
+def prepare_visual_tokens(stage, model, show: Callable[[str], None] = print):
+    """The frozen tokenizer of a run, checked against the model; `None` where the task has no use for one.
+
+    Tells the collator the size of the pictures that the tokenizer was made for, unless `batches.tokenizer_image_size`
+    is set, and gives a tokenizer that is trained itself its teacher.
+
+    Args:
+        stage: `RunArguments`. show: takes what the user should know.
+
+    Raises ValueError as `load_visual_tokenizer`, `check_visual_tokenizer` and `PatchTeacher` do.
+    """
+    plain, settings = plain_model(model), stage.model
+    if hasattr(plain, "set_teacher"):
+        if settings.visual_teacher_name_or_path:
+            plain.set_teacher(_make_teacher(settings.visual_teacher_name_or_path, plain.config))
+        elif plain.config.target == "features":
+            raise ValueError(
+                "A visual tokenizer with target='features' needs a teacher: set model.visual_teacher_name_or_path, or "
+                "model.config.target=pixels to train without one."
+            )
+    path = settings.visual_tokenizer_name_or_path
+    if not path:
+        return None
+    if not any(name.endswith(TOKEN_IDS) for name in inspect.signature(plain.forward).parameters):
+        show(f"The visual tokenizer {path} is not used: {type(plain).__name__} predicts no visual tokens.")
+        return None
+    tokenizer = load_visual_tokenizer(path)
+    check_visual_tokenizer(tokenizer, plain)
+    side = getattr(stage.batches, "tokenizer_image_size", None)
+    if side not in (None, tokenizer.config.image_size):
+        raise ValueError(
+            f"batches.tokenizer_image_size={side}, and the visual tokenizer takes pictures of a side of "
+            f"{tokenizer.config.image_size}: leave the setting out."
+        )
+    stage.batches.tokenizer_image_size = tokenizer.config.image_size
+    return tokenizer
+
+
+def _make_teacher(path: str | os.PathLike, config) -> "PatchTeacher":
+    teacher = PatchTeacher(path, config.num_tokens)
+    if config.target != "features" or teacher.dim != config.target_dim:
+        raise ValueError(
+            f"The teacher {path} gives features of length {teacher.dim}: set model.config.target=features and "
+            f"model.config.target_dim={teacher.dim} (now {config.target!r}, {config.target_dim})."
+        )
+    return teacher
+
+
+def cache_visual_tokens(records, tokenizer):
+    """Training records with the ids of their pictures, made once; see `hf_vlp.data.visual_tokens`."""
+    from hf_vlp.data.joint import JointRecords
+    from hf_vlp.data.visual_tokens import add_visual_tokens
+
+    tokenizer.to(PartialState().device)
+    if isinstance(records, JointRecords):
+        sources = {
+            name: source if name == "text" else add_visual_tokens(source, tokenizer)
+            for name, source in records.sources.items()
+        }
+        return JointRecords(sources, seed=records.seed)
+    return add_visual_tokens(records, tokenizer)
 
 
 # ---- its training
@@ -269,8 +334,10 @@ __all__ = [
     "PatchTeacher",
     "PictureCollator",
     "VisualTokens",
+    "cache_visual_tokens",
     "check_visual_tokenizer",
     "evaluate_visual_tokenizer",
     "load_visual_tokenizer",
+    "prepare_visual_tokens",
     "visual_vocabulary",
 ]
