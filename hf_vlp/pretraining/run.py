@@ -34,6 +34,7 @@ from hf_vlp.pretraining.build import (
 from hf_vlp.pretraining.callbacks import EvaluationCallback, JsonLinesCallback, ParameterTableCallback
 from hf_vlp.pretraining.self_critical import SelfCriticalCollator, SelfCriticalTrainer
 from hf_vlp.pretraining.trainer import VlpTrainer, get_last_checkpoint
+from hf_vlp.pretraining.visual_tokens import VisualTokens, cache_visual_tokens, prepare_visual_tokens
 from hf_vlp.tasks import get_task
 
 logger = logging.get_logger(__name__)
@@ -170,6 +171,10 @@ def train_stage(
         )
         model, processor = start.model, start.processor
     check_lengths(stage, model)
+    visual_tokenizer = prepare_visual_tokens(stage, model, show)
+    if visual_tokenizer is not None and stage.model.cache_visual_tokens:
+        with PartialState().main_process_first():
+            records = cache_visual_tokens(records, visual_tokenizer)
     use_cache = getattr(model.config, "use_cache", None)
     freeze_towers(model, stage.model.freeze)
     if start is not None and start.sources:
@@ -180,7 +185,7 @@ def train_stage(
         model = apply_lora(model, **options)
     if get_task(stage.task).drop_last:
         stage.training.dataloader_drop_last = True
-    trainer = make_trainer(stage, model, processor, records, show=show)
+    trainer = make_trainer(stage, model, processor, records, visual_tokenizer=visual_tokenizer, show=show)
     outcome = trainer.train(resume_from_checkpoint=find_checkpoint(stage, show))
     if use_cache is not None:
         model.config.use_cache = use_cache  # Trainer switches it off, and it would be saved so
@@ -191,8 +196,9 @@ def train_stage(
     metrics |= {"train_steps": trainer.state.global_step, "bad_samples": trainer.bad_sample_counts}
     if trainer.state.best_metric is not None:
         metrics["best_metric"] = trainer.state.best_metric
-    metrics |= evaluate(stage, trainer.accelerator.unwrap_model(trainer.model), processor, records, show=show)
-    model = save(stage, trainer.accelerator.unwrap_model(trainer.model), processor, metrics)
+    plain = trainer.accelerator.unwrap_model(trainer.model)
+    metrics |= evaluate(stage, plain, processor, records, visual_tokenizer=visual_tokenizer, show=show)
+    model = save(stage, plain, processor, metrics)
     return model, processor, metrics
 
 
@@ -212,7 +218,9 @@ def find_checkpoint(stage: RunArguments, show: Callable[[str], None] = logger.in
     return str(checkpoint) if checkpoint else None
 
 
-def make_trainer(stage: RunArguments, model, processor, records, *, show=logger.info) -> VlpTrainer:
+def make_trainer(
+    stage: RunArguments, model, processor, records, *, visual_tokenizer=None, show=logger.info
+) -> VlpTrainer:
     """The trainer of a stage with its collators and callbacks."""
     training, evaluation = stage.training, stage.evaluation
     callbacks = [ParameterTableCallback(show), JsonLinesCallback(Path(training.output_dir) / "log.jsonl")]
@@ -228,7 +236,7 @@ def make_trainer(stage: RunArguments, model, processor, records, *, show=logger.
                 first_records(eval_records, evaluation.num_samples),
                 task=stage.task,
                 predictions_dir=Path(training.output_dir) / "predictions",
-                **_evaluation_options(stage, baselines=False),
+                **_evaluation_options(stage, baselines=False, visual_tokenizer=visual_tokenizer),
             )
             callbacks.append(scoring)
     options = {
@@ -239,6 +247,7 @@ def make_trainer(stage: RunArguments, model, processor, records, *, show=logger.
         "processing_class": processor,
         "callbacks": callbacks,
         "eval_collator": make_collator(stage, processor, model),
+        "visual_tokens": None if visual_tokenizer is None else VisualTokens(visual_tokenizer),
     }
     if stage.objective == "self_critical":
         trainer = SelfCriticalTrainer(
@@ -255,11 +264,11 @@ def make_trainer(stage: RunArguments, model, processor, records, *, show=logger.
     return trainer
 
 
-def _evaluation_options(stage: RunArguments, *, baselines: bool) -> dict[str, Any]:
+def _evaluation_options(stage: RunArguments, *, baselines: bool, visual_tokenizer=None) -> dict[str, Any]:
     """Settings of the run that the evaluation of its task takes; without `baselines` those cost nothing."""
     values = {name.name: getattr(stage.evaluation, name.name) for name in dataclasses.fields(stage.evaluation)}
     values |= {name: getattr(stage.batches, name) for name in get_task(stage.task).collator_options}
-    values |= {"seed": stage.training.seed, "progress": baselines}
+    values |= {"seed": stage.training.seed, "progress": baselines, "visual_tokenizer": visual_tokenizer}
     if not baselines:
         values |= {"shuffled_pictures": False}
     known = inspect.signature(get_task(stage.task).load("evaluate")).parameters
@@ -280,7 +289,15 @@ def make_scorer(stage: RunArguments, records, *, end_token: str) -> CiderDScorer
     return CiderDScorer(frequencies, end_token=end_token)
 
 
-def evaluate(stage: RunArguments, model, processor, records, *, show: Callable[[str], None] = logger.info) -> dict:
+def evaluate(
+    stage: RunArguments,
+    model,
+    processor,
+    records,
+    *,
+    visual_tokenizer=None,
+    show: Callable[[str], None] = logger.info,
+) -> dict:
     """The final evaluation: every split of `evaluation.final_splits`, scores named `<split>_<metric>`."""
     evaluation = stage.evaluation
     metrics: dict[str, Any] = {}
@@ -292,7 +309,7 @@ def evaluate(stage: RunArguments, model, processor, records, *, show: Callable[[
             stage.task,
             training_records=records if evaluation.constant_candidates else None,
             predictions_path=Path(stage.training.output_dir) / "predictions" / f"{split}.json",
-            **_evaluation_options(stage, baselines=True),
+            **_evaluation_options(stage, baselines=True, visual_tokenizer=visual_tokenizer),
         )
         show(format_scores(split, scores))
         metrics |= {f"{split}_{name}": value for name, value in scores.items()}
