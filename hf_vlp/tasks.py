@@ -150,6 +150,17 @@ TASKS: dict[str, Task] = {
             record_type="labels",
             labels="classes",
         ),
+        Task(
+            # The codes whose numbers masked image modelling predicts.
+            name="visual_tokenizer",
+            head="ForTraining",
+            auto_class="AutoModelForPreTraining",
+            collator="hf_vlp.pretraining.visual_tokens:PictureCollator",
+            collator_options=("augment",),
+            evaluate="hf_vlp.pretraining.visual_tokens:evaluate_visual_tokenizer",
+            score="explained_variance",
+            record_type="images",
+        ),
     )
 }
 

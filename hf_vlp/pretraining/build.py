@@ -87,7 +87,9 @@ def check_architecture(path: str | os.PathLike, architecture: str) -> PreTrained
 def find_model_class(architecture: str, task: str | Task) -> type | None:
     """The model class of an architecture that does a task, `None` if there is none."""
     task, entry = get_task(task), ARCHITECTURES[architecture]
-    name = entry.models.get(task.auto_class) or entry.config.removesuffix("Config") + task.head
+    name = entry.models.get(task.auto_class, "")
+    if not name.endswith(task.head):  # the Auto class finds another head, or none
+        name = entry.config.removesuffix("Config") + task.head
     try:
         return entry.get("modeling", name)
     except AttributeError:
