@@ -27,8 +27,9 @@ class Task:
     score: the metric that stands for the others, higher is better.
     record_type: what a record of the data holds, unless `data.record_type` says otherwise.
     texts: columns of a record with the texts that a tokenizer is trained from; the first that a record has counts.
-    labels: where the labels of the head come from: `"answers"` and `"classes"` are read from the training records, a
-        tuple names them; `None` for heads without labels.
+    labels: where the labels of the head come from: `"answers"` and `"classes"` are read from the training records,
+        `"pixel classes"` are `data.label_names` or those of scenes, a tuple names them; `None` for heads without
+        labels.
     config: fields of the configuration that the head needs, where the configuration has them.
     """
 
@@ -160,6 +161,18 @@ TASKS: dict[str, Task] = {
             evaluate="hf_vlp.pretraining.visual_tokens:evaluate_visual_tokenizer",
             score="explained_variance",
             record_type="images",
+        ),
+        Task(
+            name="semantic_segmentation",
+            head="ForSemanticSegmentation",
+            auto_class="AutoModelForSemanticSegmentation",
+            collator="hf_vlp.data.segmentation:SegmentationCollator",
+            collator_options=("augment",),
+            collator_labels="label2id",
+            evaluate="hf_vlp.evaluation_segmentation:evaluate_segmentation",
+            score="mean_iou",
+            record_type="segmentation",
+            labels="pixel classes",
         ),
     )
 }

@@ -30,6 +30,7 @@ __all__ = [
     "MAP_COLUMN",
     "SegmentationAugmentation",
     "SegmentationCollator",
+    "check_segmentation_map",
     "distort_colours",
     "load_segmentation_map",
     "segmentation_classes",
@@ -69,6 +70,27 @@ def load_segmentation_map(
         raise ImageError(f"The segmentation map cannot be read: {error}") from error
     except (OSError, ValueError, SyntaxError, TypeError) as error:  # a damaged file has many ways to say so
         raise ImageError(f"The segmentation map cannot be read: {error}") from error
+
+
+def check_segmentation_map(segmentation_map: np.ndarray, image_size: tuple[int, int] | None, num_labels: int) -> None:
+    """Raise `ImageError` for a map of another size than its picture (width, height), or with what is no class.
+
+    The classes are 0 to `num_labels` - 1, and 255 for pixels that do not count. `image_size=None` takes any size.
+    """
+    height, width = segmentation_map.shape
+    if image_size is not None and (width, height) != image_size:
+        raise ImageError(
+            f"The picture has {image_size[0]} x {image_size[1]} pixels (width x height), its segmentation map "
+            f"{width} x {height}."
+        )
+    is_class = (segmentation_map >= 0) & (segmentation_map < num_labels)
+    wrong = np.unique(segmentation_map[~is_class & (segmentation_map != IGNORED_CLASS)])
+    if len(wrong):
+        raise ImageError(
+            f"The segmentation map holds {', '.join(map(str, wrong[:10]))}; the model has the classes 0 to "
+            f"{num_labels - 1}. Set num_labels, or do_reduce_labels of the image processor for maps whose 0 means no "
+            "class."
+        )
 
 
 def _check_pixels(image: Image.Image, max_pixels: int):
@@ -277,26 +299,8 @@ class SegmentationCollator(_TrainingCollator):
                 do_reduce_labels=getattr(self.processor, "do_reduce_labels", False),
                 max_pixels=self.max_pixels,
             )
+            check_segmentation_map(segmentation_map, image.size, self.num_labels)
         except ImageError as error:
             self.bad_samples.bad("other", f"{_name(record)}: {error}")
-            return None
-        height, width = segmentation_map.shape
-        if (width, height) != image.size:
-            self.bad_samples.bad(
-                "other",
-                f"{_name(record)}: the picture has {image.width} x {image.height} pixels (width x height), its "
-                f"segmentation map {width} x {height}.",
-            )
-            return None
-        is_class = (segmentation_map >= 0) & (segmentation_map < self.num_labels)
-        wrong = np.unique(segmentation_map[~is_class & (segmentation_map != IGNORED_CLASS)])
-        if len(wrong):
-            shown = ", ".join(map(str, wrong[:10]))
-            self.bad_samples.bad(
-                "other",
-                f"{_name(record)}: the segmentation map holds {shown}; the model has the classes 0 to "
-                f"{self.num_labels - 1}. Set num_labels, or do_reduce_labels of the image processor for maps whose 0 "
-                "means no class.",
-            )
             return None
         return image, segmentation_map

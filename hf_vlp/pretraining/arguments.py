@@ -263,6 +263,13 @@ class EvaluationArguments:
     )
     final_max_records: int | None = setting(None, "Records of each of these splits at most.")
     shuffled_pictures: bool = setting(True, "Score the model with the pictures of other records too.")
+    sliding_window: dict | None = field(
+        default=None,
+        metadata={
+            "help": "Segmentation: windows of the model's size over larger pictures: {shortest_edge: 512, "
+            "longest_edge: 2048, stride: 341}; default: each picture fills one window."
+        },
+    )
     rerank: int = setting(0, "Retrieval: candidates of each query that the matching head scores again; 0 for none.")
     constant_candidates: int = setting(
         200, "Training captions among which the best constant one is searched; 0 for no baselines from training data."

@@ -433,7 +433,7 @@ BAD_RECORDS = {
     "picture": ({"image": {"bytes": b"broken", "path": None}}, "image", "Cannot|cannot"),
     "map": ({"segmentation_map": b"broken"}, "other", "segmentation map cannot be read"),
     "no map": ({"segmentation_map": None}, "other", "there is none"),
-    "size": ({"segmentation_map": MAP}, "other", r"picture has 20 x 14 pixels .* segmentation map 3 x 2"),
+    "size": ({"segmentation_map": MAP}, "other", r"picture has 20 x 14 pixels .* map 3 x 2"),
     "class": ({"segmentation_map": np.full((14, 20), 9)}, "other", "holds 9; the model has the classes 0 to 3"),
     "negative": ({"segmentation_map": np.full((14, 20), -1)}, "other", "holds -1"),
 }
