@@ -17,10 +17,13 @@ class Task:
     name: what `task:` in a YAML and `--task` call it.
     head: end of the name of the model classes that do it, `"ForVisualQuestionAnswering"`; used where the architecture
         has no class under `auto_class`.
+    family: beginning of the names of these classes, where those of other models do something else.
     auto_class: Auto class of transformers that finds the head, if there is one.
     collator: class that makes batches, as `"module:name"`.
     collator_options: settings of `batches:` that its constructor takes, beside `bad_samples` and `seed`.
     collator_labels: option of its constructor that takes `label2id` of the model's configuration.
+    collator_config: options of its constructor that are fields of the model's configuration.
+    batches: settings of `batches:` that have another default in this task.
     drop_last: a batch of one record cannot be trained on: the last one of an epoch is left out.
     evaluate: function that measures records and the baselines, as `"module:name"`; called through
         `hf_vlp.evaluation.evaluate_model`.
@@ -38,9 +41,12 @@ class Task:
     collator: str
     evaluate: str
     score: str
+    family: str = ""
     auto_class: str | None = None
     collator_options: tuple[str, ...] = ()
     collator_labels: str | None = None
+    collator_config: tuple[str, ...] = ()
+    batches: Mapping[str, Any] = field(default_factory=dict)
     drop_last: bool = False
     record_type: str = "captions"
     texts: tuple[str, ...] = ("captions", "text")
@@ -56,6 +62,7 @@ class Task:
 _TEXT_OPTIONS = ("max_length", "pad_to_multiple_of")
 _PADDING_OPTIONS = (*_TEXT_OPTIONS, "pad_to_max_length")
 _MASKING_OPTIONS = (*_TEXT_OPTIONS, "mask_probability", "whole_word", "mask_budget")
+_PATCH_OPTIONS = ("image_mask_ratio", "exact_mask_count", "tokenizer_image_size", "tokenizer_resample", "augment")
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -72,12 +79,41 @@ TASKS: dict[str, Task] = {
         Task(
             name="pretraining",
             head="ForPreTraining",
+            family="Vlmo",
             auto_class="AutoModelForPreTraining",
             collator="hf_vlp.data.task_collators:PreTrainingCollator",
             collator_options=(*_MASKING_OPTIONS, "augment"),
             drop_last=True,
             evaluate="hf_vlp.evaluation_tasks:evaluate_pretraining",
             score="mean_recall",
+        ),
+        Task(
+            # Masked prediction on pairs, texts and pictures in every step.
+            name="joint_pretraining",
+            head="ForPreTraining",
+            family="VlBeit",
+            auto_class="AutoModelForPreTraining",
+            collator="hf_vlp.data.masked_collators:JointPreTrainingCollator",
+            collator_options=(
+                *(*_TEXT_OPTIONS, "mask_probability", "whole_word"),
+                *("pair_mask_probability", "mask_pair_sides", *_PATCH_OPTIONS, "image_augment"),
+            ),
+            collator_config=("window_size",),
+            batches={"whole_word": False},
+            evaluate="hf_vlp.evaluation_masked:evaluate_joint_pretraining",
+            score="masked_accuracy",
+            record_type="joint",
+        ),
+        Task(
+            name="masked_image",
+            head="ForMaskedImageModeling",
+            auto_class="AutoModelForMaskedImageModeling",
+            collator="hf_vlp.data.masked_collators:MaskedImageCollator",
+            collator_options=_PATCH_OPTIONS,
+            collator_config=("window_size",),
+            evaluate="hf_vlp.evaluation_masked:evaluate_masked_image",
+            score="mim_accuracy",
+            record_type="images",
         ),
         Task(
             name="masked_language",
@@ -189,7 +225,10 @@ def get_task(task: "str | Task") -> Task:
 
 def task_of_class(class_name: str) -> Task | None:
     """The task that a model class is for, by the end of its name; `None` for one without a head that is known."""
-    return next((task for task in TASKS.values() if class_name.endswith(task.head)), None)
+    return next(
+        (task for task in TASKS.values() if class_name.endswith(task.head) and class_name.startswith(task.family)),
+        None,
+    )
 
 
 __all__ = ["TASKS", "Task", "get_task", "task_of_class"]

@@ -10,6 +10,7 @@
 `statements`      `image`, or `images` (left and right); `statement`; `label` (unless the data have none)
 `labels`          `image`, `label` (a number or a name)
 `segmentation`    `image`, `segmentation_map` (a picture or array with the class of each pixel)
+`images`          `image`
 ================= ====================================================================================================
 
 Pictures are never decoded, and their bytes are copied only where two columns become one.
@@ -37,6 +38,7 @@ RECORD_TYPES = {
     "statements": "statement",
     "labels": None,
     "segmentation": None,
+    "images": None,
 }
 
 # Names tried in this order when a column is not given.
@@ -345,6 +347,10 @@ def _plan_segmentation(columns, known, arguments, locate) -> list[_Column]:
     ]
 
 
+def _plan_images(columns, known, arguments, locate) -> list[_Column]:
+    return [_plan_image(columns, known, arguments, locate)]
+
+
 _PLANS = {
     "captions": _plan_captions,
     "texts": _plan_texts,
@@ -352,6 +358,7 @@ _PLANS = {
     "statements": _plan_statements,
     "labels": _plan_labels,
     "segmentation": _plan_segmentation,
+    "images": _plan_images,
 }
 
 

@@ -3,8 +3,8 @@
 `load_records(DataArguments(source=...), "train")` opens any of the kinds below, whole or streaming, and gives records
 with the same columns: `image`, not decoded (bytes or a path, so that the collator decodes, counts and drops bad
 pictures), `captions`, a list of strings, and whatever else the data holds, under its own name. With another
-`record_type` (`questions`, `statements`, `labels`, `texts`) they are those of other tasks; `hf_vlp.data.columns` lists
-them.
+`record_type` (`questions`, `statements`, `labels`, `texts`, `images`) they are those of other tasks;
+`hf_vlp.data.columns` lists them. With `joint` they are records of several sources at once; see `hf_vlp.data.joint`.
 
 =============== ============================================================ ======================================
 kind            recognised by                                                notes
@@ -13,7 +13,8 @@ kind            recognised by                                                not
 `parquet`       files `*.parquet`, or a folder of them
 `jsonl`         files `*.jsonl` or `*.json` (a list of objects), or a folder paths are relative to the file
 `csv`           files `*.csv`, `*.tsv`, or a folder of them                  likewise
-`imagefolder`   a folder with `metadata.jsonl`, `.csv` or `.parquet`         as in `datasets`
+`imagefolder`   a folder with `metadata.jsonl`, `.csv` or `.parquet`         as in `datasets`; of pictures alone
+                                                                             for `images`
 `webdataset`    files `*.tar`, or a folder of them                           members `key.jpg`, `key.txt`, `key.json`
 `text`          files `*.txt`, or a folder of them                           a record for each line; for `texts`
 `disk`          a folder written by `Dataset.save_to_disk`
@@ -44,11 +45,12 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_vlp.data.columns import IMAGE_EXTENSIONS, RECORD_TYPES, column_names, has_scheme, unify
+from hf_vlp.data.joint import JointRecords
 
 if TYPE_CHECKING:
     import datasets
@@ -73,6 +75,9 @@ KINDS = (
     "hub",
 )
 
+# The type of records of several sources.
+JOINT = "joint"
+
 _EXTENSIONS = {
     "parquet": (".parquet",),
     "jsonl": (".jsonl", ".ndjson", ".json"),
@@ -91,13 +96,30 @@ _SYNONYMS = {
 class DataArguments:
     """Which data, what a record holds, and which of their columns hold pictures and texts."""
 
-    source: str = field(
-        default="scenes", metadata={"help": "scenes, a file, folder or pattern of files, or a data set on the Hub."}
+    source: str | None = field(
+        default="scenes",
+        metadata={
+            "help": "scenes, a file, folder or pattern of files, or a data set on the Hub; null for no pairs, where "
+            "images or texts are given."
+        },
     )
     kind: str = field(default="auto", metadata={"help": f"How to read the source: {', '.join(KINDS)}."})
     record_type: str = field(
         default="captions",
-        metadata={"help": f"What a record holds, which also chooses the kind of scenes: {', '.join(RECORD_TYPES)}."},
+        metadata={
+            "help": "What a record holds, which also chooses the kind of scenes: "
+            f"{', '.join(RECORD_TYPES)}, or {JOINT}: pairs, images and texts together."
+        },
+    )
+    images: dict | None = field(
+        default=None,
+        metadata={
+            "help": f"{JOINT}: pictures alone, a section like this one (source, num_scenes, ...); null for none."
+        },
+    )
+    texts: dict | None = field(default=None, metadata={"help": f"{JOINT}: texts alone, likewise."})
+    repeat_seed: int = field(
+        default=0, metadata={"help": f"{JOINT}: seed of the orders in which the shorter sources are repeated."}
     )
     train_files: list[str] | None = field(
         default=None, metadata={"help": "Files (or patterns) of the training split; replaces source for it."}
@@ -180,11 +202,20 @@ class DataArguments:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}.")
-        if self.record_type not in RECORD_TYPES:
-            raise ValueError(f"record_type must be one of {', '.join(RECORD_TYPES)}, not {self.record_type!r}.")
-        if not isinstance(self.source, str | os.PathLike) or not str(self.source):
-            raise ValueError(f"source must be 'scenes', a path, a pattern or a name on the Hub, not {self.source!r}.")
-        self.source = os.fspath(self.source)
+        if self.record_type not in (*RECORD_TYPES, JOINT):
+            types = ", ".join((*RECORD_TYPES, JOINT))
+            raise ValueError(f"record_type must be one of {types}, not {self.record_type!r}.")
+        for name in ("images", "texts"):
+            self._read_section(name)
+        if self.source is None and self.record_type == JOINT and (self.images or self.texts):
+            pass  # no pairs
+        elif not isinstance(self.source, str | os.PathLike) or not str(self.source):
+            raise ValueError(
+                f"source must be 'scenes', a path, a pattern or a name on the Hub, not {self.source!r}. Only joint "
+                "pre-training does without, where data.images or data.texts are given."
+            )
+        else:
+            self.source = os.fspath(self.source)
         lists = ("train_files", "validation_files", "test_files", "caption_columns", "scene_objects", "scene_types")
         for name in (*lists, "label_names"):
             value = getattr(self, name)
@@ -201,10 +232,36 @@ class DataArguments:
             if entry.name.startswith(("max_", "num_")) and value is not None and value < 1:
                 raise ValueError(f"{entry.name} must be at least 1, not {value}.")
 
+    def _read_section(self, name: str):
+        """Turn the dictionary `images` or `texts` into arguments of its own."""
+        section = getattr(self, name)
+        if section is None:
+            return
+        if isinstance(section, dict):
+            if unknown := sorted(section.keys() - {entry.name for entry in fields(self)}):
+                raise ValueError(f"data.{name} has no {', '.join(unknown)}; it takes what data takes.")
+            try:
+                section = DataArguments(**{"record_type": name, **section})
+            except ValueError as error:
+                raise ValueError(f"data.{name}: {error}") from error
+        if not isinstance(section, DataArguments):
+            raise ValueError(f"data.{name} must be a section like data itself, not {section!r}.")
+        if section.record_type == JOINT or section.images or section.texts:
+            raise ValueError(f"data.{name} describes one source: it holds no images, texts or joint records.")
+        setattr(self, name, section)
+
+    def sections(self) -> dict[str, DataArguments]:
+        """Each source by itself: for joint pre-training `pair`, `text` and `image`, those of them that there are."""
+        own = replace(self, source=self.source or "scenes", record_type="captions", images=None, texts=None)
+        sections = {"pair": own if self.source else None, "text": self.texts, "image": self.images}
+        if self.record_type != JOINT:
+            sections = {self.record_type: self}
+        return {name: section for name, section in sections.items() if section is not None}
+
 
 def load_records(
     arguments: DataArguments, split: str = "train", streaming: bool | None = None
-) -> datasets.Dataset | datasets.IterableDataset:
+) -> datasets.Dataset | datasets.IterableDataset | JointRecords:
     """Open one split of the data set that `arguments` describe.
 
     Args:
@@ -216,7 +273,7 @@ def load_records(
     `arguments.record_type` (by default `image`, undecoded, and `captions`, a list of strings) and the others of the
     data. Where one picture has a list of questions, the rows of the `Dataset` share it: its column `image` holds
     numbers of pictures, and reading a row puts the picture in their place. Writing such a data set to a file would
-    lose the pictures.
+    lose the pictures. With the record type `joint`, `JointRecords` over the sources that there are.
 
     Raises ValueError when there is no such file, folder, split or column, when a folder holds no data, and when no
     record has a text; the message says what there is and what to set. In a stream, records without texts are found,
@@ -225,6 +282,8 @@ def load_records(
     streaming = arguments.streaming if streaming is None else streaming
     if not isinstance(split, str) or not split:
         raise ValueError(f"split must be a name such as 'train', not {split!r}.")
+    if arguments.record_type == JOINT:
+        return _load_joint(arguments, split, streaming)
     opener = _Opener(arguments, split, streaming)
     dataset = opener.open()
     if not streaming:
@@ -247,6 +306,22 @@ def load_records(
     _require_texts(dataset, arguments)
     _require_pictures(dataset)
     return dataset
+
+
+def _load_joint(arguments: DataArguments, split: str, streaming: bool) -> JointRecords:
+    sources = {}
+    for name, section in arguments.sections().items():
+        place = {"pair": "data", "text": "data.texts", "image": "data.images"}[name]
+        if streaming or section.streaming:
+            raise ValueError(
+                f"{place}: joint pre-training needs the length of each source, which a stream does not have. Leave "
+                "out streaming."
+            )
+        try:
+            sources[name] = load_records(section, split)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+    return JointRecords(sources, seed=arguments.repeat_seed)
 
 
 def _limit(dataset, arguments: DataArguments, split: str):
@@ -340,7 +415,7 @@ class _Opener:
         if source == "scenes":
             return "scenes"
         if os.path.isdir(source):
-            return _kind_of_folder(Path(source))
+            return _kind_of_folder(Path(source), arguments.record_type == "images")
         if _by_extension(source) is not None:
             return self._kind_of(_expand([source]))
         looks_like_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not source.startswith(".")
@@ -577,7 +652,7 @@ def _by_extension(name: str) -> str | None:
     return next((kind for kind, extensions in _EXTENSIONS.items() if name.endswith(extensions)), None)
 
 
-def _kind_of_folder(folder: Path) -> str:
+def _kind_of_folder(folder: Path, takes_pictures_alone: bool = False) -> str:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return "disk"
     counts = dict.fromkeys((*_EXTENSIONS, "pictures"), 0)
@@ -593,6 +668,8 @@ def _kind_of_folder(folder: Path) -> str:
             return kind
     if counts["text"] and not counts["pictures"]:
         return "text"
+    if counts["pictures"] and takes_pictures_alone:
+        return "imagefolder"
     if counts["pictures"]:
         raise ValueError(
             f"The folder {str(folder)!r} holds {counts['pictures']} pictures but no captions. Add a metadata.jsonl "

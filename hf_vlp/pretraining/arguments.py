@@ -136,9 +136,25 @@ class BatchArguments:
     pad_to_multiple_of: int | None = setting(8, "Batches are padded to the longest text, rounded up to this.")
     pad_to_max_length: bool = setting(False, "Pad every batch to max_length, as the original VLMo does.")
     mask_probability: float = setting(0.15, "Share of the word pieces that masked language modelling hides.")
-    whole_word: bool = setting(True, "Hide whole words, not single pieces.")
+    whole_word: bool = setting(
+        True, "Hide whole words, not single pieces; joint_pretraining hides pieces unless this says otherwise."
+    )
     mask_budget: Literal["tokens", "padded_length"] = setting(
         "tokens", "What the share is of: the pieces of a text, or (as in the original) its padded length."
+    )
+    pair_mask_probability: float = setting(0.5, "joint_pretraining: share of the word pieces of pairs that is hidden.")
+    mask_pair_sides: Literal["both", "text", "image", "alternate"] = setting(
+        "both", "joint_pretraining: what of a pair is masked; alternate: one side of each, drawn anew every time."
+    )
+    image_mask_ratio: float = setting(0.4, "Share of the patches of a picture that masked image modelling hides.")
+    exact_mask_count: bool = setting(
+        True, "Hide exactly floor(ratio * patches) patches, as in BEiT v2; false: at most so many, as in BEiT."
+    )
+    tokenizer_image_size: int | None = setting(
+        None, "Side of the pictures that the visual tokenizer sees; default: what it was made for, or the model's."
+    )
+    tokenizer_resample: Literal["bicubic", "lanczos", "bilinear"] = setting(
+        "bicubic", "How these pictures are resized: bicubic for VQ-KD; lanczos, to 112 pixels, for DALL-E's."
     )
     normalize_answers: bool = setting(
         True, "Normalise the annotators' answers before they are looked up; false is the original's quirk."
@@ -148,6 +164,12 @@ class BatchArguments:
     )
     augment: dict | None = field(
         default=None, metadata={"help": "Augmentation in training: {random_resized_crop: {min_scale: 0.6}}."}
+    )
+    image_augment: dict | None = field(
+        default=None,
+        metadata={
+            "help": "joint_pretraining: the same for pictures alone, where augment is of pairs: {beit_pretraining:}."
+        },
     )
     mixup: float = setting(0.0, "Labelled pictures: mix those of a batch, in shares from Beta(mixup, mixup); 0: off.")
     cutmix: float = setting(0.0, "The same with boxes of one picture in another; with both, one is drawn for a batch.")
@@ -368,7 +390,11 @@ def parse_arguments(
     overrides = _parse_flags(flags)
     stages = settings.pop("stages", None) or []
     if not stages:
-        return _build(_merge(settings, overrides))
+        run = _build(_merge(settings, overrides))
+        for name in ("images", "texts"):
+            if getattr(run.data, name) is not None and run.data.record_type != "joint":
+                raise ValueError(f"data.{name} is read by the task joint_pretraining alone, not by {run.task}.")
+        return run
     if not isinstance(stages, list) or not all(isinstance(stage, dict) and stage.get("name") for stage in stages):
         raise ValueError("stages must be a list of dictionaries, each with a `name` and the settings that differ.")
     names = [stage["name"] for stage in stages]
@@ -531,14 +557,28 @@ def _build(settings: dict, stage: str | None = None) -> RunArguments:
         if values is None:
             parts[section] = None
             continue
+        task = TASKS[parts.get("task", "captioning")]
         if section == "data":
-            values = {"record_type": TASKS[parts.get("task", "captioning")].record_type, **values}
-        hints = typing.get_type_hints(dataclass_type)
-        typed = {key: coerce(value, hints[key], f"{section}.{key}") for key, value in values.items()}
-        parts[section] = HfArgumentParser(dataclass_type).parse_dict(typed)[0]
+            values = {"record_type": task.record_type, **values}
+        if section == "batches":
+            values = {**task.batches, **values}
+        parts[section] = HfArgumentParser(dataclass_type).parse_dict(_typed(section, dataclass_type, values))[0]
     run = RunArguments(**parts)
     _check_run(run)
     return run
+
+
+def _typed(section: str, dataclass_type: type, values: dict) -> dict:
+    """The values as the types of their fields; sections within `data` are dictionaries of such values."""
+    hints = typing.get_type_hints(dataclass_type)
+    typed = {key: coerce(value, hints[key], f"{section}.{key}") for key, value in values.items()}
+    for key in ("images", "texts") if section == "data" else ():
+        if typed.get(key) is not None:
+            for name in typed[key]:
+                if name not in hints:
+                    raise ValueError(f"Unknown key data.{key}.{name}. {_suggest(name, list(hints))}")
+            typed[key] = _typed(f"data.{key}", dataclass_type, typed[key])
+    return typed
 
 
 def _check_run(run: RunArguments):

@@ -16,6 +16,7 @@ from hf_vlp.data import tokenization
 from hf_vlp.data.answers import AnswerVocabulary, build_answer_vocabulary
 from hf_vlp.data.augment import AUGMENTATIONS
 from hf_vlp.data.collators import BadSamplePolicy
+from hf_vlp.data.joint import JointRecords
 from hf_vlp.data.segmentation import segmentation_classes
 from hf_vlp.describe import align
 from hf_vlp.evaluation_tasks import training_answers
@@ -27,7 +28,8 @@ from hf_vlp.tasks import TASKS, Task, get_task
 logger = logging.get_logger(__name__)
 
 # Settings of `batches:` that change what is trained on; evaluation sees the records as they are.
-TRAINING_OPTIONS = ("augment", "mixup", "cutmix", "label_smoothing")
+AUGMENTATION_OPTIONS = ("augment", "image_augment")
+TRAINING_OPTIONS = (*AUGMENTATION_OPTIONS, "mixup", "cutmix", "label_smoothing")
 
 
 class Start(NamedTuple):
@@ -90,6 +92,8 @@ def find_model_class(architecture: str, task: str | Task) -> type | None:
     name = entry.models.get(task.auto_class, "")
     if not name.endswith(task.head):  # the Auto class finds another head, or none
         name = entry.config.removesuffix("Config") + task.head
+    if not name.startswith(task.family):
+        return None
     try:
         return entry.get("modeling", name)
     except AttributeError:
@@ -341,8 +345,8 @@ def check_lengths(run: RunArguments, model) -> None:
             else "max_text_length"
         )
         positions, raise_it, owner = getattr(config, raise_it, None), f"model.config.{raise_it}", "the model"
-    if positions is None:
-        return
+    if positions is None or "max_length" not in get_task(run.task).collator_options:
+        return  # pictures alone
     lengths = {"batches.max_length": run.batches.max_length}
     if run.task == "captioning":
         lengths["evaluation.generation.max_new_tokens"] = run.evaluation.generation.get("max_new_tokens", 0)
@@ -416,11 +420,32 @@ def iterate_references(records) -> Iterator[list[str]]:
 
 
 def iterate_texts(records, task: str | Task) -> Iterator[str]:
-    """The texts of a data set that its tokenizer is trained from, without its pictures."""
+    """The texts of a data set that its tokenizer is trained from, without its pictures.
+
+    Of joint records they are those of pairs and of texts alone, in turns.
+    """
+    if isinstance(records, JointRecords):
+        sources = (records.sources[name] for name in ("pair", "text") if name in records.sources)
+        yield from take_turns([iterate_texts(source, task) for source in sources])
+        return
     columns = get_task(task).texts
+    if not set(columns) & set(getattr(records, "column_names", None) or columns):
+        return  # pictures alone, which need not be read for this
     for record in _only_columns(records, columns):
         texts = next((record[column] for column in columns if record.get(column) is not None), ())
         yield from (text for text in ([texts] if isinstance(texts, str) else texts) if text and text.strip())
+
+
+def take_turns(sources: Iterable[Iterator[str]]) -> Iterator[str]:
+    """One item of each in turns, until the last one ends."""
+    sources = list(sources)
+    while sources:
+        for source in list(sources):
+            item = next(source, None)
+            if item is None:
+                sources.remove(source)
+            else:
+                yield item
 
 
 def _only_columns(records, columns: Sequence[str]):
@@ -438,17 +463,17 @@ def first_records(records, count: int | None):
     return list(itertools.islice(records, count))
 
 
-def make_augmentation(settings: dict | None) -> Callable | None:
-    """The augmentation that `batches.augment` describes; ValueError for an unknown one or a wrong option."""
+def make_augmentation(settings: dict | None, key: str = "augment") -> Callable | None:
+    """The augmentation that `batches.augment` (or another key) describes; ValueError for an unknown one or option."""
     if not settings:
         return None
     if len(settings) != 1 or not set(settings) <= set(AUGMENTATIONS):
-        raise ValueError(f"batches.augment={settings} must hold one of {', '.join(AUGMENTATIONS)} with its options.")
+        raise ValueError(f"batches.{key}={settings} must hold one of {', '.join(AUGMENTATIONS)} with its options.")
     ((name, options),) = settings.items()
     try:
         return AUGMENTATIONS[name](**(options or {}))
     except TypeError as error:
-        raise ValueError(f"batches.augment.{name}: {error}") from error
+        raise ValueError(f"batches.{key}.{name}: {error}") from error
 
 
 def make_collator(run: RunArguments, processor, model, collator_class: type | None = None, *, training: bool = False):
@@ -465,8 +490,10 @@ def make_collator(run: RunArguments, processor, model, collator_class: type | No
     }
     if options.get("captions_per_image", 1) != "all" and isinstance(options.get("captions_per_image"), str):
         raise ValueError(f"batches.captions_per_image={batches.captions_per_image!r} is neither a number nor 'all'.")
-    if "augment" in options:
-        options["augment"] = make_augmentation(batches.augment)
+    for name in AUGMENTATION_OPTIONS:
+        if name in options:
+            options[name] = make_augmentation(options[name], name)
+    options |= {name: getattr(plain_model(model).config, name) for name in task.collator_config}
     if task.collator_labels:
         options[task.collator_labels] = dict(plain_model(model).config.label2id)
     policy = BadSamplePolicy(
@@ -499,4 +526,5 @@ __all__ = [
     "make_config",
     "make_image_processor",
     "start_model",
+    "take_turns",
 ]

@@ -30,6 +30,7 @@ from hf_vlp.pretraining.build import (
     iterate_texts,
     make_collator,
     start_model,
+    take_turns,
 )
 from hf_vlp.pretraining.callbacks import EvaluationCallback, JsonLinesCallback, ParameterTableCallback
 from hf_vlp.pretraining.self_critical import SelfCriticalCollator, SelfCriticalTrainer
@@ -137,14 +138,7 @@ def iterate_run_texts(run: RunArguments) -> Iterator[str]:
     stages = run.stages()
     kinds = [(get_task(stage.task).texts, stage.data) for stage in stages]
     different = [stage for place, stage in enumerate(stages) if kinds[place] not in kinds[:place]]
-    sources = [iterate_texts(load_records(stage.data, "train"), stage.task) for stage in different]
-    while sources:
-        for source in list(sources):
-            text = next(source, None)
-            if text is None:
-                sources.remove(source)
-            else:
-                yield text
+    yield from take_turns([iterate_texts(load_records(stage.data, "train"), stage.task) for stage in different])
 
 
 def train_stage(
@@ -347,6 +341,7 @@ def describe(stage: RunArguments, model, metrics: dict):
     protocol = stage.task
     if stage.task == "captioning":
         protocol = f"generate({', '.join(f'{name}={value}' for name, value in stage.evaluation.generation.items())})"
+    names = ", ".join(dict.fromkeys(without_folders(part.source) for part in stage.data.sections().values()))
     evaluations = []
     for split in stage.evaluation.final_splits:
         scores = {
@@ -356,7 +351,7 @@ def describe(stage: RunArguments, model, metrics: dict):
         shuffled = {name: scores[f"shuffled_{name}"] for name in own if f"shuffled_{name}" in scores}
         evaluations.append(
             Evaluation(
-                dataset=without_folders(stage.data.source),
+                dataset=names,
                 split=split,
                 metrics=own,
                 shuffled=shuffled or None,
@@ -376,7 +371,7 @@ def describe(stage: RunArguments, model, metrics: dict):
     start = "Fine-tuned from another checkpoint" if any(parts) else "Trained from nothing"
     return make_card(
         model,
-        description=f"{start} with hf_vlp on {without_folders(stage.data.source)}.",
+        description=f"{start} with hf_vlp on {names}.",
         evaluations=evaluations,
         training=without_folders(settings),
         base_models=base_models,
