@@ -13,6 +13,10 @@ __all__ = ["BERT_SPECIAL_TOKENS", "END_OF_TEXT", "train_bert_tokenizer", "train_
 
 END_OF_TEXT = "<|endoftext|>"
 NUM_BYTES = 256
+_NO_TEXT = (
+    "There is no text to learn a tokenizer from: all texts are {}. Check the caption column; where records are "
+    "pictures alone, name a tokenizer that exists (model.tokenizer_name_or_path)."
+)
 BERT_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -43,7 +47,7 @@ def train_bert_tokenizer(texts: Iterable[str], vocab_size: int) -> BertTokenizer
     for text in _checked(texts):
         words.update(word for word, _ in blank.pre_tokenizer.pre_tokenize_str(blank.normalizer.normalize_str(text)))
     if not words:
-        raise ValueError("There is no text to learn a tokenizer from: all texts are blank. Check the caption column.")
+        raise ValueError(_NO_TEXT.format("blank"))
     first, continuing = _frequent_characters(words, vocab_size - len(BERT_SPECIAL_TOKENS))
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -132,4 +136,4 @@ def _checked(texts: Iterable[str]) -> Iterator[str]:
         characters += len(text)
         yield text
     if not characters:
-        raise ValueError("There is no text to learn a tokenizer from: all texts are empty. Check the caption column.")
+        raise ValueError(_NO_TEXT.format("empty"))
