@@ -37,7 +37,7 @@ from .modeling_mome import (
     MomeModel,
     MomePreTrainedModel,
 )
-from .mome import MomeBlock, MomeImageEmbeddings, MomeMaskedLanguageHead
+from .mome import MomeImageEmbeddings, MomeMaskedLanguageHead
 from .mome_losses import classification_loss, masked_image_targets
 from .mome_segmentation import MomeSegmentationHead, semantic_segmentation_loss, spread_out_indices
 
@@ -98,17 +98,11 @@ class VlBeitPreTrainedModel(MomePreTrainedModel):
 
         is_patch_embedding = isinstance(module, nn.Conv2d) and self.config.vision_stem == "patch"
         if isinstance(module, nn.Linear) or is_patch_embedding:
-            cut_normal(module.weight)
+            cut_normal(module.weight, getattr(module, "initial_scale", 1.0))
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, MomeImageEmbeddings):
             cut_normal(module.cls_token)
-        elif isinstance(module, VlBeitMeanPooledClassifier):
-            cut_normal(module.output.weight, 0.001)
-        elif isinstance(module, MomeBlock) and self.config.rescale_by_depth:
-            scale = (2 * (module.index + 1)) ** -0.5
-            for layer in (module.attention.output, *(expert.fc2 for expert in module.experts.values())):
-                cut_normal(layer.weight, scale)
         if isinstance(getattr(module, "mask_token", None), nn.Parameter):
             cut_normal(module.mask_token)
 
@@ -181,6 +175,7 @@ class VlBeitMeanPooledClassifier(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.output = nn.Linear(config.hidden_size, config.num_labels)
+        self.output.initial_scale = 0.001
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         return self.output(self.norm(patches.mean(dim=1)))

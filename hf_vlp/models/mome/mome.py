@@ -321,6 +321,10 @@ class MomeBlock(GradientCheckpointingLayer):
             self.attention_scale = nn.Parameter(torch.full((config.hidden_size,), config.layer_scale_init_value))
             self.expert_scale = nn.Parameter(torch.full((config.hidden_size,), config.layer_scale_init_value))
         self.drop_path = MomeDropPath(config.drop_path_rate * index / max(1, config.num_hidden_layers - 1))
+        if getattr(config, "rescale_by_depth", False):
+            # On the layers: the library asks no module for initial values that has no new parameter of its own.
+            for layer in (self.attention.output, *(expert.fc2 for expert in self.experts.values())):
+                layer.initial_scale = (2 * (index + 1)) ** -0.5
 
     def forward(
         self,
