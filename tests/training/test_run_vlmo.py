@@ -1,7 +1,7 @@
 """Runs of VLMo from settings: stages with different heads, and every task from nothing.
 
 Covers: language, pairs and questions in one YAML, what each takes from the one before, what stays frozen, resume of
-such stages; statements, retrieval, labels; a start from a BEiT; labels from data, file and checkpoint; larger
+such stages; statements, retrieval, labels; starts from a BEiT and (VL-BEiT) from a VLMo; labels from data, file and checkpoint; larger
 pictures; adapters; the original's groups of parameters and the head's rate; settings that do not fit.
 """
 
@@ -250,6 +250,20 @@ def test_a_beit_fills_the_image_side(tmp_path):
     assert torch.equal(model.vlmo.layers[0].experts["image"].fc1.weight, weight)
 
 
+def test_vl_beit_starts_from_a_vlmo_with_its_tokenizer(tmp_path):
+    processor = make_processor()
+    vlmo = make_model(get_model_class("vlmo", "masked_language"), processor)
+    vlmo.save_pretrained(tmp_path / "vlmo")
+    processor.save_pretrained(tmp_path / "vlmo")
+    settings = ModelArguments(architecture="vl_beit", vlmo_model_name_or_path=str(tmp_path / "vlmo"))
+    start = start_model(settings, (), task="masked_language")
+    assert type(start.model).__name__ == "VlBeitForMaskedLM"
+    theirs = vlmo.vlmo.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in start.model.vl_beit.state_dict().items())
+    assert {name.split(".")[0] for name in start.fresh} == {"mlm_head"}
+    assert start.processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+
+
 def test_labels_come_from_data_file_or_checkpoint(tmp_path):
     run = parse_arguments(make_settings(tmp_path, "visual_question_answering", model={"min_answer_count": 2}))
     records = [{"question": "q", "answers": [answer]} for answer in ("No.", "two", "no", "2", "red")]
@@ -307,7 +321,7 @@ def test_the_head_has_a_rate_of_its_own():
         ({"batches": {"max_length": 40}}, r"batches\.max_length=40 .*32 positions.*max_text_length_of_table"),
         ({"model": {"freeze": ["vision"]}}, "has no vision"),
         ({"model": {"config": {**CONFIG, "hiden_size": 3}}}, "'hidden_size'"),
-        ({"model": {"beit_model_name_or_path": "b", "model_name_or_path": "c"}}, "beit_model_name_or_path or another"),
+        ({"model": {"beit_model_name_or_path": "b", "model_name_or_path": "c"}}, "one starting point, not model_name_or"),
         ({"training": {"head_learning_rate_multiplier": 0.0}}, "must be positive"),
         ({"training": {"head_learning_rate_multiplier": 2.0}}, "needs a group 'head'"),
         ({"training": {"no_decay": "none"}}, "no_decay"),
