@@ -1,8 +1,8 @@
 """Runs of VLMo from settings: stages with different heads, and every task from nothing.
 
 Covers: language, pairs and questions in one YAML, what each takes from the one before, what stays frozen, resume of
-such stages; statements, retrieval, labels; starts from a BEiT and (VL-BEiT) from a VLMo; labels from data, file and checkpoint; larger
-pictures; adapters; the original's groups of parameters and the head's rate; settings that do not fit.
+such stages; statements, retrieval, labels; starts from a BEiT and (VL-BEiT) from a VLMo; labels from data, file and
+checkpoint; larger pictures; adapters; the original's groups of parameters and the head's rate; settings that do not fit.
 """
 
 import functools
@@ -321,7 +321,7 @@ def test_the_head_has_a_rate_of_its_own():
         ({"batches": {"max_length": 40}}, r"batches\.max_length=40 .*32 positions.*max_text_length_of_table"),
         ({"model": {"freeze": ["vision"]}}, "has no vision"),
         ({"model": {"config": {**CONFIG, "hiden_size": 3}}}, "'hidden_size'"),
-        ({"model": {"beit_model_name_or_path": "b", "model_name_or_path": "c"}}, "one starting point, not model_name_or"),
+        ({"model": {"beit_model_name_or_path": "b", "model_name_or_path": "c"}}, "one starting point, not model"),
         ({"training": {"head_learning_rate_multiplier": 0.0}}, "must be positive"),
         ({"training": {"head_learning_rate_multiplier": 2.0}}, "needs a group 'head'"),
         ({"training": {"no_decay": "none"}}, "no_decay"),
