@@ -2,7 +2,7 @@
 
 Covers: language, pairs and questions in one YAML, what each takes from the one before, what stays frozen, resume of
 such stages; statements, retrieval, labels; starts from a BEiT and (VL-BEiT) from a VLMo; labels from data, file and
-checkpoint; larger pictures; adapters; the original's groups of parameters and the head's rate; settings that do not fit.
+checkpoint; larger pictures; adapters; groups of parameters as in the original, the rate of the head; bad settings.
 """
 
 import functools
