@@ -1,0 +1,405 @@
+"""What VL-BEiT promises; the tests that every model passes are in `test_vl_beit_common.py`.
+
+Behaviour that needs no reference: which experts each source reads, where losses and gradients come from, hidden
+patches, four terms against separate calls, single sources, padding, overfitting, other resolutions, initial values
+(also of parts that a checkpoint lacks), half precision, starting from VLMo, the heads of fine-tuning, wrong inputs.
+"""
+
+import pytest
+import torch
+
+from hf_vlp import (
+    VlBeitConfig,
+    VlBeitForImageClassification,
+    VlBeitForImageTextRetrieval,
+    VlBeitForMaskedImageModeling,
+    VlBeitForMaskedLM,
+    VlBeitForPreTraining,
+    VlBeitModel,
+    VlmoConfig,
+    VlmoForMaskedLM,
+)
+from hf_vlp.models.mome.mome_interpolation import interpolate_position_bias_table
+from tests.common.modeling import CLOSE
+from tests.common.setup import assert_same, run
+from tests.models.vl_beit_setup import SIZES, VISUAL_VOCAB_SIZE, VOCAB_SIZE, joint_batch, make_model
+
+TERMS = ("mlm", "mim", "mvlm_text", "mvlm_image")
+SOURCES = {"text": ("mlm",), "image": ("mim",), "pair": ("mvlm_text", "mvlm_image")}
+
+
+def only(inputs: dict, source: str) -> dict:
+    """The inputs of one source in a joint batch."""
+    if source == "pair":
+        return {name: value for name, value in inputs.items() if not name.startswith(("text_", "image_"))}
+    return {name: value for name, value in inputs.items() if name.startswith(f"{source}_")}
+
+
+@pytest.fixture
+def model() -> VlBeitForPreTraining:
+    return make_model(VlBeitForPreTraining)
+
+
+@pytest.fixture
+def inputs(model) -> dict[str, torch.Tensor]:
+    return joint_batch(model.config)
+
+
+@pytest.mark.parametrize(
+    "source, read",
+    (
+        ("image", {"0.image", "1.image", "2.image"}),
+        ("text", {"0.text", "1.text", "2.text"}),
+        ("pair", {"0.image", "0.text", "1.image", "1.text", "2.vl"}),
+    ),
+)
+def test_each_source_reads_its_own_experts_and_no_other(model, inputs, source, read):
+    inputs = only(inputs, source)
+    before = run(model, inputs)
+    found = set()
+    for index, layer in enumerate(model.vl_beit.layers):
+        for name, expert in layer.experts.items():
+            for parameter in expert.parameters():
+                kept = parameter.detach().clone()
+                with torch.no_grad():
+                    parameter.add_(torch.randn_like(parameter))
+                after = run(model, inputs)
+                if any(not torch.equal(after[output], before[output]) for output in before):
+                    found.add(f"{index}.{name}")
+                parameter.data = kept
+    assert found == read
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_each_source_trains_its_own_experts_and_heads_only(model, inputs, source):
+    model(**only(inputs, source)).loss.backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    experts = {"text": {"text"}, "image": {"image"}, "pair": {"text", "image", "vl"}}[source]
+    assert {name.split(".")[4] for name in trained if ".experts." in name} == experts
+    heads = {"text": {"mlm_head"}, "image": {"mim_head", "mask_token"}, "pair": {"mlm_head", "mim_head", "mask_token"}}
+    assert {name.split(".")[0] for name in trained} - {"vl_beit"} == heads[source]
+
+
+def test_positions_that_are_not_hidden_give_no_gradient(model, inputs):
+    outputs = model(**inputs)
+    hidden = {
+        "mlm": inputs["text_labels"] != -100,
+        "mim": inputs["image_bool_masked_pos"],
+        "mvlm_text": inputs["labels"] != -100,
+        "mvlm_image": inputs["bool_masked_pos"],
+    }
+    for name in TERMS:
+        (gradient,) = torch.autograd.grad(outputs.loss, outputs[f"{name}_logits"], retain_graph=True)
+        assert torch.equal(gradient.abs().sum(dim=-1) > 0, hidden[name]), name
+
+
+def test_training_skips_logits_of_other_positions_at_the_same_losses_and_gradients(inputs):
+    model = make_model(VlBeitForPreTraining, drop_path_rate=0.0, text_dropout=0.0)
+
+    def gradients():
+        model.zero_grad()
+        outputs = model(**inputs)
+        outputs.loss.backward()
+        losses = {name: value.detach() for name, value in outputs.losses.items()}
+        grads = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+        return outputs, {**losses, **grads}
+
+    _, whole = gradients()
+    model.train()
+    outputs, part = gradients()
+    assert outputs.mim_logits is None
+    assert_same(whole, part, **CLOSE)
+
+
+@pytest.mark.parametrize("stem", ("patch", "convolution"))
+@pytest.mark.parametrize("source", ("image", "pair"))
+def test_pixels_of_hidden_patches_change_nothing(source, stem):
+    model = make_model(VlBeitForPreTraining, vision_stem=stem)
+    inputs = only(joint_batch(model.config), source)
+    prefix = "image_" if source == "image" else ""
+    before = run(model, inputs)
+    hidden = inputs[f"{prefix}bool_masked_pos"].view(-1, 1, 2, 2)
+    for chosen, changes in ((hidden, False), (~hidden, True)):
+        pixels = chosen.float().repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+        noise = torch.randn_like(inputs[f"{prefix}pixel_values"])
+        changed = {**inputs, f"{prefix}pixel_values": inputs[f"{prefix}pixel_values"] + pixels * noise}
+        after = run(model, changed)
+        assert any(not torch.equal(after[name], before[name]) for name in before) == changes
+
+
+def test_visual_tokens_of_shown_patches_do_not_count(model, inputs):
+    before = run(model, inputs)
+    other = dict(inputs)
+    for prefix in ("", "image_"):
+        shown = ~inputs[f"{prefix}bool_masked_pos"]
+        ids = inputs[f"{prefix}visual_token_ids"].clone()
+        ids[shown] = (ids[shown] + 1) % VISUAL_VOCAB_SIZE
+        other[f"{prefix}visual_token_ids"] = ids
+    assert_same(before, run(model, other))
+
+
+def test_the_class_position_is_never_predicted(model, inputs):
+    outputs = run(model, inputs)
+    for name, rows in (("mim_logits", 3), ("mvlm_image_logits", 2)):
+        assert outputs[name].shape == (rows, 4, VISUAL_VOCAB_SIZE)
+
+
+def test_terms_equal_their_separate_calls(model, inputs):
+    together = run(model, inputs)
+    for source, terms in SOURCES.items():
+        alone = run(model, only(inputs, source))
+        assert {name for name in alone if name.startswith("losses.")} == {f"losses.{term}" for term in terms}
+        for term in terms:
+            assert torch.equal(alone[f"losses.{term}"], together[f"losses.{term}"])
+            assert torch.equal(alone[f"{term}_logits"], together[f"{term}_logits"])
+        torch.testing.assert_close(alone["loss"], sum(alone[f"losses.{term}"] for term in terms), **CLOSE)
+    torch.testing.assert_close(together["loss"], sum(together[f"losses.{term}"] for term in TERMS), **CLOSE)
+
+
+def test_terms_are_those_of_the_models_with_one_head(model, inputs, tmp_path):
+    model.save_pretrained(tmp_path)
+    together = run(model, inputs)
+    language, image = (name.from_pretrained(tmp_path) for name in (VlBeitForMaskedLM, VlBeitForMaskedImageModeling))
+    texts = {name.removeprefix("text_"): value for name, value in only(inputs, "text").items()}
+    pictures = {name.removeprefix("image_"): value for name, value in only(inputs, "image").items()}
+    assert torch.equal(run(language, texts)["loss"], together["losses.mlm"])
+    assert torch.equal(run(image, pictures)["loss"], together["losses.mim"])
+
+
+def test_total_is_weighted(inputs):
+    weights = dict(zip(TERMS, (0.5, 2.0, 3.0, 0.0), strict=True))
+    model = make_model(VlBeitForPreTraining, **{f"{name}_loss_weight": value for name, value in weights.items()})
+    outputs = run(model, inputs)
+    expected = sum(weight * outputs[f"losses.{name}"] for name, weight in weights.items())
+    torch.testing.assert_close(outputs["loss"], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("mode", ("train", "eval"))
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_batch_of_one_source_trains(model, inputs, source, mode):
+    getattr(model, mode)()
+    outputs = model(**only(inputs, source))
+    assert set(outputs.losses) == set(SOURCES[source])
+    outputs.loss.backward()
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("mode", ("train", "eval"))
+def test_a_source_without_a_hidden_position_adds_nothing(model, inputs, mode):
+    getattr(model, mode)()
+    nothing = {
+        **inputs,
+        "labels": torch.full_like(inputs["labels"], -100),
+        "text_labels": torch.full_like(inputs["text_labels"], -100),
+        "bool_masked_pos": torch.zeros_like(inputs["bool_masked_pos"]),
+        "image_bool_masked_pos": torch.zeros_like(inputs["image_bool_masked_pos"]),
+    }
+    outputs = model(**nothing)
+    assert outputs.loss == 0
+    outputs.loss.backward()
+    assert not any(parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_without_targets_or_on_request_there_are_logits_and_no_loss(model, inputs):
+    targets = ("labels", "text_labels", "visual_token_ids", "image_visual_token_ids")
+    outputs = run(model, {name: value for name, value in inputs.items() if name not in targets})
+    assert set(outputs) == {f"{name}_logits" for name in TERMS}
+    assert_same(outputs, run(model, inputs, return_loss=False))
+
+
+@pytest.mark.parametrize("source", ("text", "pair"))
+def test_padding_that_is_trimmed_or_masked_gives_the_same(model, inputs, source):
+    inputs = only(inputs, source)
+    prefix = "text_" if source == "text" else ""
+    ids, mask, labels = (f"{prefix}{name}" for name in ("input_ids", "attention_mask", "labels"))
+    row = {name: value[-1:] for name, value in inputs.items()}  # the one with padding
+    length = int(row[mask].sum())
+    assert length < row[ids].shape[1]
+
+    def real(outputs):
+        texts = ("mlm_logits", "mvlm_text_logits")
+        return {name: value[:, :length] if name in texts else value for name, value in outputs.items()}
+
+    masked = run(model, row)
+    anything = {**row, ids: row[ids].masked_fill(row[mask] == 0, 7)}  # whatever stands on the padding
+    assert_same(real(masked), real(run(model, anything)))
+    trimmed = {**row, **{name: row[name][:, :length] for name in (ids, mask, labels)}}
+    assert_same(real(masked), run(model, trimmed), **CLOSE)
+
+
+def test_a_handful_of_pairs_is_learnt_by_heart():
+    torch.manual_seed(0)
+    config = VlBeitConfig(**{**SIZES, "hidden_size": 32, "num_hidden_layers": 2, "vl_expert_start_layer": 1})
+    config.drop_path_rate, config.layer_scale_init_value = 0.0, 1.0
+    model = VlBeitForPreTraining(config).train()
+    inputs = joint_batch(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    first = run(model, inputs)
+    for _ in range(120):
+        optimizer.zero_grad()
+        loss = model(**inputs).loss
+        loss.backward()
+        optimizer.step()
+    last = run(model, inputs)
+    for name in TERMS:
+        assert last[f"losses.{name}"] < 0.1 * first[f"losses.{name}"], name
+
+
+@pytest.mark.parametrize("size", (24, 32, 48))
+def test_a_checkpoint_loads_at_another_resolution(model, tmp_path, size):
+    model.save_pretrained(tmp_path)
+    larger = VlBeitForPreTraining.from_pretrained(tmp_path, image_size=size)
+    length = model.config.max_text_length_of_table
+    for before, after in zip(model.vl_beit.layers, larger.vl_beit.layers, strict=True):
+        table = before.attention.position_bias_table.detach()
+        expected = interpolate_position_bias_table(table, 2, size // 8, length)
+        assert torch.equal(after.attention.position_bias_table.detach(), expected)
+    inputs = joint_batch(larger.config)
+    assert run(larger, inputs)["mim_logits"].shape == (3, (size // 8) ** 2, VISUAL_VOCAB_SIZE)
+    # Texts do not know of it.
+    texts = only(inputs, "text")
+    assert_same(run(model, texts), run(larger, texts))
+
+
+class TestInitialValues:
+    """BEiT's, with its rescaling by depth for every expert."""
+
+    SIZES = {**SIZES, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "vl_expert_start_layer": 2}
+
+    def ends_of_branches(self, model):
+        for index, layer in enumerate(model.layers):
+            yield index, "attention", layer.attention.output.weight
+            for name, expert in layer.experts.items():
+                yield index, name, expert.fc2.weight
+
+    def assert_scaled(self, weight, bound):
+        # Normal, cut at one standard deviation: its own deviation is 0.54 of it.
+        assert 0.95 * bound < weight.abs().max() <= bound * (1 + 1e-6)
+        assert weight.std().item() == pytest.approx(0.54 * bound, rel=0.05)
+
+    @pytest.mark.parametrize("rescaled", (True, False))
+    @pytest.mark.parametrize("scale", (0.1, None))
+    def test_ends_of_residual_branches_shrink_with_depth(self, rescaled, scale):
+        model = VlBeitModel(VlBeitConfig(**self.SIZES, rescale_by_depth=rescaled, layer_scale_init_value=scale))
+        seen = set()
+        for index, name, weight in self.ends_of_branches(model):
+            seen.add((index, name))
+            self.assert_scaled(weight, 0.02 / ((2 * (index + 1)) ** 0.5 if rescaled else 1.0))
+        assert len(seen) == 4 + 2 * 4 + 2  # attention, two experts a block, one more in the top two
+
+    def test_other_weights_do_not_shrink(self):
+        model = VlBeitForPreTraining(VlBeitConfig(**self.SIZES))
+        layer = model.vl_beit.layers[3]
+        for weight in (
+            *(layer.attention.qkv.weight, layer.experts["vl"].fc1.weight, model.mim_head.weight),
+            *(model.mask_token, model.vl_beit.image_embeddings.patch_projection.weight),
+        ):
+            assert 0.9 * 0.02 < weight.abs().max() <= 0.02 * (1 + 1e-6)
+        assert layer.attention_scale.eq(0.1).all()
+        assert not layer.attention.position_bias_table.any()
+        assert not layer.experts["vl"].fc2.bias.any()
+
+    def test_experts_that_a_checkpoint_lacks_are_rescaled_and_the_rest_is_kept(self, tmp_path):
+        config = VlBeitConfig(**{**self.SIZES, "vl_expert_start_layer": 4})
+        first = VlBeitModel(config)
+        first.save_pretrained(tmp_path)
+        model, info = VlBeitModel.from_pretrained(tmp_path, vl_expert_start_layer=2, output_loading_info=True)
+        assert all(".experts.vl." in name for name in info["missing_keys"])
+        kept = first.state_dict()
+        for index, name, weight in self.ends_of_branches(model):
+            if name == "vl":
+                self.assert_scaled(weight, 0.02 / (2 * (index + 1)) ** 0.5)
+            elif name == "attention":
+                assert torch.equal(weight, kept[f"layers.{index}.attention.output.weight"])
+            else:
+                assert torch.equal(weight, kept[f"layers.{index}.experts.{name}.fc2.weight"])
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_half_precision_trains_and_is_saved(model, inputs, dtype, tmp_path):
+    expected = run(model, inputs)
+    half = make_model(VlBeitForPreTraining).to(dtype)
+    outputs = half(**inputs)
+    for name in TERMS:
+        torch.testing.assert_close(outputs.losses[name].float(), expected[f"losses.{name}"], rtol=0.05, atol=0.05)
+    outputs.loss.backward()
+    gradients = [parameter.grad for parameter in half.parameters() if parameter.grad is not None]
+    assert {gradient.dtype for gradient in gradients} == {dtype}
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    half.save_pretrained(tmp_path)
+    again = VlBeitForPreTraining.from_pretrained(tmp_path)
+    assert again.dtype == dtype
+    assert_same(run(half, inputs), run(again, inputs))
+
+
+def test_a_vlmo_gives_all_its_experts(inputs, tmp_path):
+    shared = {name: value for name, value in SIZES.items() if name in VlmoConfig().to_dict()}
+    torch.manual_seed(0)
+    vlmo = VlmoForMaskedLM(VlmoConfig(**shared)).eval()
+    vlmo.save_pretrained(tmp_path)
+    pairs = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    for source in (vlmo, tmp_path):
+        model = VlBeitModel.from_vlmo_pretrained(source)
+        assert_same(run(vlmo.vlmo, pairs), run(model, pairs))
+
+
+def test_classification_reads_the_mean_of_the_patches(inputs):
+    model = make_model(VlBeitForImageClassification, num_labels=3)
+    pictures = inputs["image_pixel_values"]
+    with torch.no_grad():
+        states = model.vl_beit(pixel_values=pictures, output_hidden_states=True).hidden_states[-1]
+        expected = model.classifier.output(model.classifier.norm(states[:, 1:].mean(dim=1)))
+        torch.testing.assert_close(model(pictures).logits, expected, **CLOSE)
+    fresh = VlBeitForImageClassification(model.config).classifier.output
+    assert 0 < fresh.weight.abs().max() <= 0.02 * 0.001 * (1 + 1e-6)
+
+
+def test_retrieval_is_fine_tuned_with_contrast_and_matching(inputs):
+    model = make_model(
+        VlBeitForImageTextRetrieval, drop_path_rate=0.0, text_dropout=0.0, itc_loss_weight=0.5, itm_loss_weight=2.0
+    )
+    pairs = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    assert set(model(**pairs).losses) == {"itc"}
+    model.train()
+    outputs = model(**pairs)
+    assert set(outputs.losses) == {"itc", "itm"}
+    expected = 0.5 * outputs.losses["itc"] + 2.0 * outputs.losses["itm"]
+    torch.testing.assert_close(outputs.loss, expected, **CLOSE)
+    # Of two pairs each is the other's negative: the three rows of each are known.
+    own = model.score_pairs(**pairs)
+    swapped = {**pairs, "pixel_values": pairs["pixel_values"].flip(0)}
+    with torch.no_grad():
+        positive, negative = (
+            model.itm_head(model.vl_beit(**pair).pooler_output).log_softmax(-1) for pair in (pairs, swapped)
+        )
+    matching = -(positive[:, 1].sum() + 2 * negative[:, 0].sum()) / 6
+    torch.testing.assert_close(outputs.losses["itm"].detach(), matching, **CLOSE)
+    assert own.shape == (2,)
+    outputs.loss.backward()
+    assert model.itm_head.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    (
+        ({"pixel_values": None}, "two sides of pairs"),
+        ({"input_ids": None}, "two sides of pairs"),
+        ({"bool_masked_pos": torch.zeros(2, 5, dtype=torch.bool)}, r"\(images, patches\), \(2, 4\).*not \(2, 5\)"),
+        ({"visual_token_ids": torch.zeros(2, 16, dtype=torch.long)}, r"\(2, 4\), not \(2, 16\)"),
+        ({"visual_token_ids": torch.full((2, 4), VISUAL_VOCAB_SIZE)}, "visual_vocab_size must be the number of codes"),
+        ({"image_visual_token_ids": torch.full((3, 4), -1)}, "lie between -1 and -1"),
+    ),
+)
+def test_wrong_inputs_say_what_was_expected(model, inputs, changes, message):
+    with pytest.raises(ValueError, match=message):
+        model(**{**inputs, **changes})
+
+
+def test_nothing_to_learn_from_is_an_error(model):
+    with pytest.raises(ValueError, match="needs pairs, texts or pictures"):
+        model()
+
+
+def test_vocabularies_are_those_of_the_configuration(model):
+    assert model.mlm_head.decoder.out_features == VOCAB_SIZE
+    assert model.mim_head.out_features == VISUAL_VOCAB_SIZE
