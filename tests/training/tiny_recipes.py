@@ -17,6 +17,8 @@ CODES = 8  # visual tokens
 TEXT_LENGTHS = {"max_text_length": 40, "max_text_length_of_table": 40}
 # Sizes of the recipes that a tiny model does not have; what else a recipe says of the model stays.
 TINY = {**SIZES, **TEXT_LENGTHS}
+VISION = {name: value for name, value in SIZES.items() if name in vars(BeitConfig()) and name != "initializer_range"}
+VISUAL = {**VISION, "codebook_size": CODES, "code_dim": 4}  # of the visual tokenizer
 
 
 def make_starts(root: Path) -> dict[str, str]:
@@ -28,17 +30,8 @@ def make_starts(root: Path) -> dict[str, str]:
     VlBeitForPreTraining(VlBeitConfig(**sizes)).save_pretrained(root / "vl_beit")
     for name in ("vlmo", "vl_beit"):
         processor.save_pretrained(root / name)
-    names = (
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "image_size",
-        "patch_size",
-    )
-    sizes = {name: SIZES[name] for name in names}
-    BeitModel(BeitConfig(**sizes, use_relative_position_bias=True)).save_pretrained(root / "beit")
-    VlBeitVqkdTokenizer(VlBeitVqkdConfig(**sizes, codebook_size=CODES, code_dim=4)).save_pretrained(root / "visual")
+    BeitModel(BeitConfig(**VISION, use_relative_position_bias=True)).save_pretrained(root / "beit")
+    VlBeitVqkdTokenizer(VlBeitVqkdConfig(**VISUAL)).save_pretrained(root / "visual")
     train_bert_tokenizer(TEXTS, 120).save_pretrained(root / "tokenizer")
     (root / "statements").mkdir()
     for split in ("train", "val", "test"):
@@ -82,9 +75,11 @@ def shrink(part: dict, starts: dict[str, str], architecture: str):
         own["vl_expert_start_layer"] = 2 if own["vl_expert_start_layer"] in (4, 12) else 1
     if "visual_vocab_size" in own:
         own["visual_vocab_size"] = CODES
-    if "hidden_size" in own:
-        start = own["vl_expert_start_layer"]
-        model["config"] = {**own, **TINY, "vl_expert_start_layer": start}
+    is_new = "architecture" in model and not {"model_name_or_path", "beit_model_name_or_path"} & model.keys()
+    if is_new and architecture == "vl_beit_vqkd":
+        model["config"] = {**own, **VISUAL}
+    elif is_new:
+        model["config"] = {**own, **TINY, "vl_expert_start_layer": own.get("vl_expert_start_layer", 1)}
     elif "beit_model_name_or_path" in model:
         own |= {"max_text_length_of_table": 40}
     if "data" in part:
