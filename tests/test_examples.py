@@ -92,6 +92,7 @@ def test_every_script_is_short_and_has_a_test():
         "extract_features",
         "finetune_lora",
         "finetune_questions",
+        "prepare_ade20k",
         "prepare_nlvr2",
         "prepare_vqa_v2",
         "search_pictures",

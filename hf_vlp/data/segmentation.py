@@ -99,11 +99,22 @@ def _check_pixels(image: Image.Image, max_pixels: int):
 
 
 def segmentation_classes(data: DataArguments) -> list[str] | None:
-    """Names of the classes in the order of their numbers, `data.label_names` or those of scenes; `None` if unknown."""
+    """Names of the classes in the order of their numbers, `data.label_names` or those of scenes; `None` if unknown.
+
+    Raises ValueError for names that occur twice and when the one that is given is no file.
+    """
     names = data.label_names
-    if names is not None and len(names) == 1 and os.path.isfile(names[0]):
+    if names is not None and len(names) == 1:
+        if not os.path.isfile(names[0]):
+            raise ValueError(
+                f"data.label_names={names} is one name, and there is no such file (looked in {os.getcwd()}): give a "
+                "file with one a line, or two names at least."
+            )
         lines = Path(names[0]).read_text(encoding="utf-8").splitlines()
         names = [line.strip() for line in lines if line.strip()]
+    if names is not None and len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"data.label_names holds {twice!r} twice: each class needs a name of its own.")
     if names is None and data.source == "scenes":
         from hf_vlp.data.scenes import SHAPES
 

@@ -113,6 +113,7 @@ class VlpTrainer(Trainer):
         self._learning_rates: dict[str, float] = {}
         self.bad_sample_counts: dict[str, int] = {}  # of all processes, filled at the end of training
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
+        synchronise_batch_norm(self.model, self.args)
         self.add_callback(BookkeepingCallback(self))
         if self.args.label_names is None and (self.can_return_loss or "labels" not in self.label_names):
             # Stock: no loss in evaluation where a batch lacks one of all arguments that are called labels, or where
@@ -471,6 +472,15 @@ def _sync(path: Path):
         os.close(descriptor)
 
 
+def synchronise_batch_norm(model: nn.Module, args) -> None:
+    """With several processes on GPUs, normalise over the pictures of all of them, in place; names stay as they are.
+
+    For the decoder of segmentation, whose recipe has two pictures a process. (torch does it on no CPU.)
+    """
+    if args.world_size > 1 and args.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
 def make_parameter_groups(model: nn.Module, args) -> list[dict]:
     """Groups of trainable parameters with their learning rate and weight decay, for an optimizer.
 
@@ -545,4 +555,5 @@ __all__ = [
     "get_last_checkpoint",
     "is_complete_checkpoint",
     "make_parameter_groups",
+    "synchronise_batch_norm",
 ]

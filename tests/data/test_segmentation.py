@@ -1,14 +1,17 @@
 """Pictures with a class for every pixel: `hf_vlp.data.segmentation`, records, and what the processor does with maps.
 
 Covers: forms that maps may have, what cannot be read; 0 as no class; records of scenes, of pictures and paths, of
-arrays, streamed; names of classes; the processor's labels and its maps from logits; augmentation: picture and map
-together, sizes, shares of classes, filling up, colours, reproducibility; batches; bad pictures and maps of each kind;
-batches without good records; augmentations that do not fit; several processes of a DataLoader.
+arrays, streamed; names of classes; the files of ADE20K; labels and maps of the processor; augmentation: picture and
+map together, sizes, shares of classes, filling up, colours, reproducibility; batches; bad pictures and maps of each
+kind; batches without good records; augmentations that do not fit; several processes of a DataLoader.
 """
 
 import io
 import json
 import random
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -192,6 +195,37 @@ def test_names_of_classes_come_from_scenes_a_list_or_a_file(tmp_path):
     arguments = DataArguments(source="some/data", label_names=[str(tmp_path / "classes.txt")])
     assert segmentation_classes(arguments) == ["wall", "flying saucer"]
     assert segmentation_classes(DataArguments(source="some/data")) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(["no/such/file.txt"], "there is no such file"), (["sky", "wall", "sky"], "'sky' twice")]
+)
+def test_names_of_classes_that_cannot_be_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        segmentation_classes(DataArguments(source="some/data", label_names=names))
+
+
+def test_ade20k_is_prepared_as_the_recipe_reads_it(tmp_path):
+    folder = tmp_path / "ADEChallengeData2016"
+    for part in ("training", "validation"):
+        for index in range(2):
+            record = make_record(index)
+            for name, kind, ending in (("images", "image", "jpg"), ("annotations", "segmentation_map", "png")):
+                (folder / name / part).mkdir(parents=True, exist_ok=True)
+                image = Image.open(io.BytesIO(record[kind]["bytes"]))
+                image.save(folder / name / part / f"ADE_{part}_{index}.{ending}")
+    table = ["Idx\tRatio\tTrain\tVal\tName", "1\t0.16\t11664\t1172\twall", "2\t0.1\t6046\t612\tsky, heaven"]
+    (folder / "objectInfo150.txt").write_text("\n".join(table) + "\n")
+    script = Path(__file__).parents[2] / "examples" / "scripts" / "prepare_ade20k.py"
+    subprocess.run([sys.executable, script, folder, tmp_path / "ade20k"], check=True, stdout=subprocess.DEVNULL)
+    names = [str(tmp_path / "ade20k" / "classes.txt")]
+    arguments = DataArguments(source=str(tmp_path / "ade20k"), record_type="segmentation", label_names=names)
+    assert segmentation_classes(arguments) == ["wall", "sky"]
+    for split, part in (("train", "training"), ("validation", "validation")):
+        records = load_records(arguments, split)
+        assert [record["id"] for record in records] == [f"ADE_{part}_0", f"ADE_{part}_1"]
+        expected = load_segmentation_map(make_record(0)["segmentation_map"])
+        assert np.array_equal(load_segmentation_map(records[0]["segmentation_map"]), expected)
 
 
 # The processor
