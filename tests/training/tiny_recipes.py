@@ -52,6 +52,7 @@ def train_a_step(config: Path, starts: dict[str, str], folder: Path) -> dict:
     flags = {"training.output_dir": str(folder), "training.use_cpu": True, "training.bf16": False}
     flags |= {"training.max_steps": 1, "training.per_device_train_batch_size": 2, "training.disable_tqdm": True}
     flags |= {"training.dataloader_num_workers": 0, "training.gradient_accumulation_steps": 1}
+    flags |= {"training.warmup_steps": 0}  # polynomial decay divides by the steps behind it
     return train(content, flags, show=lambda text: None)
 
 
@@ -88,10 +89,15 @@ def shrink(part: dict, starts: dict[str, str], architecture: str):
     batches = part.get("batches", {})
     if "max_length" in batches:
         batches["max_length"] = min(40, batches["max_length"])
-    if "vlmo_training" in (batches.get("augment") or {}):
-        batches["augment"]["vlmo_training"]["size"] = 16
-    if part.get("evaluation", {}).get("rerank"):
-        part["evaluation"]["rerank"] = 2
+    augment, evaluation = batches.get("augment") or {}, part.get("evaluation", {})
+    if "vlmo_training" in augment:
+        augment["vlmo_training"]["size"] = 16
+    if "segmentation" in augment:
+        augment["segmentation"] = {"crop_size": 32, "base_size": 32, "max_size": 128}
+    if evaluation.get("rerank"):
+        evaluation["rerank"] = 2
+    if evaluation.get("sliding_window"):
+        evaluation["sliding_window"] = {"shortest_edge": 32, "longest_edge": 128, "stride": 24}
 
 
 def drawn(data: dict) -> dict:
