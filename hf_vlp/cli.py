@@ -168,6 +168,9 @@ def evaluate(
     rerank: Annotated[
         int, typer.Option(min=0, help="Retrieval: so many candidates are scored again by the matching head.")
     ] = 0,
+    visual_tokenizer: Annotated[
+        str | None, typer.Option(help="Masked pictures: folder or Hub id of the tokenizer that the model learnt from.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Records measured together.")] = 32,
     max_records: Annotated[int | None, typer.Option(min=1, help="Records at most.")] = None,
     shuffled: Annotated[bool, typer.Option(help="Also score the model with the pictures of other records.")] = True,
@@ -202,6 +205,7 @@ def evaluate(
     check_model_id(model)
     chosen = TASKS[task.value] if task else find_task(model)
     options = {"batch_size": batch_size, "shuffled_pictures": shuffled, "rerank": rerank}
+    options["visual_tokenizer"] = visual_tokenizer
     if chosen.name == "captioning":
         names = [name.strip() for name in metrics.split(",") if name.strip()]
         try:
