@@ -78,6 +78,7 @@ def evaluate_joint_pretraining(
         processor,
         window_size=model.config.window_size,
         max_length=max_length,
+        pad_to_multiple_of=None,
         mask_probability=mask_probability,
         pair_mask_probability=pair_mask_probability,
         whole_word=whole_word,

@@ -11,8 +11,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
-from hf_vlp import VlBeitConfig, VlBeitForMaskedImageModeling, VlBeitForPreTraining
+from hf_vlp import (
+    MomeImageProcessorPil,
+    MomeProcessor,
+    VlBeitConfig,
+    VlBeitForMaskedImageModeling,
+    VlBeitForPreTraining,
+    VlBeitVqkdConfig,
+    VlBeitVqkdTokenizer,
+)
+from hf_vlp.cli import app
 from hf_vlp.data.joint import JointRecords
 from hf_vlp.evaluation import evaluate_model, format_scores
 from hf_vlp.pretraining.run import train
@@ -27,6 +37,15 @@ PALETTE = torch.tensor(list(COLOURS.values())) / 255  # (colours, 3)
 @pytest.fixture(scope="module")
 def processor():
     return make_processor()
+
+
+@pytest.fixture(scope="module")
+def visual_tokenizer():
+    torch.manual_seed(0)
+    sizes = {
+        name: SIZES[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    }
+    return VlBeitVqkdTokenizer(VlBeitVqkdConfig(**sizes, image_size=32, patch_size=8, codebook_size=CODES, code_dim=4))
 
 
 def colour_ids(pixel_values: torch.Tensor) -> torch.LongTensor:
@@ -157,18 +176,15 @@ def test_a_missing_tokenizer_is_told(processor, task):
         measure(Looking(processor), processor, make_records(2), task, visual_tokenizer=None)
 
 
-def test_tokenizers_come_wrapped_or_from_a_folder(processor, tmp_path):
-    from hf_vlp import VlBeitVqkdConfig, VlBeitVqkdTokenizer
-
-    wrapped = measure(Looking(processor), processor, make_records(3), visual_tokenizer=VisualTokens(colour_ids))
-    assert wrapped["mim_accuracy" if "mim_accuracy" in wrapped else "mvlm_image_accuracy"] == 1
-    sizes = {
-        name: SIZES[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    }
-    config = VlBeitVqkdConfig(**sizes, image_size=32, patch_size=8, codebook_size=CODES, code_dim=4)
-    VlBeitVqkdTokenizer(config).save_pretrained(tmp_path)
+def test_tokenizers_come_wrapped_or_from_a_folder(processor, visual_tokenizer, tmp_path):
+    wrapped = VisualTokens(colour_ids)
+    assert (
+        measure(Looking(processor), processor, make_records(3), visual_tokenizer=wrapped)["mvlm_image_accuracy"] == 1
+    )
+    visual_tokenizer.save_pretrained(tmp_path)
     scores = measure(Looking(processor), processor, make_records(6), "masked_image", visual_tokenizer=str(tmp_path))
-    assert scores["samples"] == 6
+    again = measure(Looking(processor), processor, make_records(6), "masked_image", visual_tokenizer=visual_tokenizer)
+    assert scores["mim_accuracy"] == again["mim_accuracy"] < 1
 
 
 def test_the_same_is_hidden_at_every_evaluation(processor):
@@ -201,6 +217,21 @@ def test_the_file_tells_words_and_counts_of_patches(processor, records, tmp_path
     rows = json.loads(path.read_text())["predictions"]
     assert [row["source"] for row in rows].count("text") == 18
     assert rows[1] == {"source": "pair", "id": 1, "words": [["green", "green"]], "patches": 6, "patches_right": 6}
+
+
+def test_the_command_line_measures_with_a_tokenizer(processor, visual_tokenizer, tmp_path):
+    sizes = {**SIZES, "image_size": 32, "patch_size": 8, "max_text_length": 40, "max_text_length_of_table": 40}
+    torch.manual_seed(0)
+    VlBeitForPreTraining(VlBeitConfig(vocab_size=120, visual_vocab_size=CODES, **sizes)).save_pretrained(tmp_path)
+    MomeProcessor(MomeImageProcessorPil(size=32), processor.tokenizer).save_pretrained(tmp_path)
+    visual_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    command = ["evaluate", str(tmp_path), "--device", "cpu", "--json", "--no-shuffled", "--data.num_eval_scenes", "3"]
+    command += ["--data.scene_size", "32", "--data.images.num_eval_scenes", "2", "--data.images.scene_size", "32"]
+    result = CliRunner().invoke(app, [*command, "--visual-tokenizer", str(tmp_path / "tokenizer")])
+    assert result.exit_code == 0, result.output
+    scores = json.loads(result.stdout)
+    assert scores["samples"] == 5
+    assert {"mvlm_text_accuracy", "mvlm_image_accuracy", "mim_accuracy"} <= set(scores)
 
 
 # Training
@@ -240,17 +271,6 @@ def make_settings(folder, task, **data) -> dict:
         }
         content["batches"]["image_augment"] = {"beit_pretraining": {}}
     return content
-
-
-@pytest.fixture(scope="module")
-def visual_tokenizer():
-    from hf_vlp import VlBeitVqkdConfig, VlBeitVqkdTokenizer
-
-    torch.manual_seed(0)
-    sizes = {
-        name: SIZES[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    }
-    return VlBeitVqkdTokenizer(VlBeitVqkdConfig(**sizes, image_size=32, patch_size=8, codebook_size=CODES, code_dim=4))
 
 
 def history_of(folder) -> list[dict]:
