@@ -14,7 +14,8 @@ kind            recognised by                                                not
 `jsonl`         files `*.jsonl` or `*.json` (a list of objects), or a folder paths are relative to the file
 `csv`           files `*.csv`, `*.tsv`, or a folder of them                  likewise
 `imagefolder`   a folder with `metadata.jsonl`, `.csv` or `.parquet`         as in `datasets`; of pictures alone
-                                                                             for `images`
+                                                                             for `images`; in folders named like
+                                                                             their classes for `labels`
 `webdataset`    files `*.tar`, or a folder of them                           members `key.jpg`, `key.txt`, `key.json`
 `text`          files `*.txt`, or a folder of them                           a record for each line; for `texts`
 `disk`          a folder written by `Dataset.save_to_disk`
@@ -415,7 +416,7 @@ class _Opener:
         if source == "scenes":
             return "scenes"
         if os.path.isdir(source):
-            return _kind_of_folder(Path(source), arguments.record_type == "images")
+            return _kind_of_folder(Path(source), arguments.record_type in ("images", "labels"))
         if _by_extension(source) is not None:
             return self._kind_of(_expand([source]))
         looks_like_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not source.startswith(".")
@@ -531,7 +532,9 @@ class _Opener:
         return dataset.to_iterable_dataset(num_shards=min(8, max(1, len(dataset)))) if self.streaming else dataset
 
     def _open_imagefolder(self):
-        return self._pick(self._load("imagefolder", data_dir=self.arguments.source, drop_labels=True))
+        # None: the folders below a split name the classes, where there is no metadata
+        drop_labels = None if self.arguments.record_type == "labels" else True
+        return self._pick(self._load("imagefolder", data_dir=self.arguments.source, drop_labels=drop_labels))
 
     def _pick(self, splits):
         """The wanted one of the splits that the data declare."""

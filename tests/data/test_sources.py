@@ -233,6 +233,20 @@ def test_scenes_with_classes_are_drawn(streaming, arguments):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_folders_of_pictures_name_their_classes(streaming, tmp_path, arguments):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "animals" / split / name
+            folder.mkdir(parents=True)
+            for number in range(2):
+                (folder / f"{number}.png").write_bytes(encode(number))
+    for split in ("train", "validation"):
+        records = load_records(arguments(tmp_path / "animals", record_type="labels"), split, streaming)
+        assert records.features["label"].names == ["cat", "dog"]
+        assert sorted(row["label"] for row in records) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_csv_and_tsv_with_paths(streaming, tmp_path, arguments):
     write_pictures(tmp_path)
     for name, mark in (("a.csv", ","), ("a.tsv", "\t")):
