@@ -807,9 +807,7 @@ class MomeForImageTextRetrieval:
         The loss takes text i as the one of picture i, over the pairs of all processes in training; it is `None` when
         the numbers differ. Where the system fine-tunes its matching head, training adds matching with hard negatives.
         `chunk_size` trains on batches that do not fit into memory: so many rows are encoded at a time, and once more
-        in the backward pass.
-
-        Raises ValueError for matching in training on a single pair, which has no negative.
+        in the backward pass. A single pair, as the last batch of an epoch may be, has no negative and no matching.
         """
         kwargs = {name: value for name, value in kwargs.items() if name not in RECORDED}  # of which tower?
         if attention_mask is None and input_ids is not None:
@@ -844,7 +842,7 @@ class MomeForImageTextRetrieval:
             loss = contrastive_loss(logits_per_image)
             if self._trains_matching and self.itm_head is not None:
                 losses, loss = {"itc": loss}, self.config.itc_loss_weight * loss
-                if self.training:
+                if self.training and len(logits_per_image) > 1:
                     negatives = draw_hard_negatives(logits_per_image, len(patches))
                     negative_images, negative_ids, negative_masks = self._take_negatives(
                         negatives, pixel_values, patches, input_ids, attention_mask
