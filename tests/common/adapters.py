@@ -45,7 +45,8 @@ class AdapterTests(ModelSetup):
         assert gradients == reached != set()
         assert [name for name in reached if not model.get_parameter(name).grad.any()] == []
         torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1).step()
-        assert set(different(before, states_of(model))) == reached
+        parameters = {name for name, _ in model.named_parameters()}  # statistics of batch norms move as well
+        assert set(different(before, states_of(model))) & parameters == reached
 
     def test_saved_adapters_load_onto_the_base(self, variant, preset, tmp_path):
         model = self.adapted(variant, preset)

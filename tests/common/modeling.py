@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, BertConfig, BertModel
+from transformers import AutoConfig, BertConfig, BertModel, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tests.common.setup import ModelSetup, assert_same, different, run, snapshot, states_of
@@ -86,9 +86,8 @@ class ForwardTests(ModelSetup):
         model.set_attn_implementation("sdpa")
         sdpa = run(model, inputs)
         model.set_attn_implementation("eager")
-        implementations = {
-            module.config._attn_implementation for module in model.modules() if getattr(module, "config", None)
-        }
+        configs = [getattr(module, "config", None) for module in model.modules()]
+        implementations = {config._attn_implementation for config in configs if isinstance(config, PreTrainedConfig)}
         assert implementations == {"eager"}
         assert_same(sdpa, run(model, inputs), **CLOSE)
 

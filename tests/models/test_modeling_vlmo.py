@@ -42,6 +42,7 @@ UNREAD = r"text_embeddings\.position_embeddings"
 class VlmoSetup(ModelSetup):
     """A VLMo of three blocks, the last with a vision-language expert, and its inputs."""
 
+    config_class = VlmoConfig
     base_model_class = VlmoModel
     variants = {"relative": {}, "absolute": {"absolute": True}}
     padding_values = {"input_ids": 0, "attention_mask": 0}
@@ -72,7 +73,7 @@ class VlmoSetup(ModelSetup):
             "max_text_length_of_table": 14,
             "drop_path_rate": 0.3,
         }
-        return VlmoConfig(**{**sizes, **choices})
+        return self.config_class(**{**sizes, **choices})
 
     def make_texts(self, rows: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         input_ids = torch.randint(4, VOCAB_SIZE - 4, (rows, 7), generator=generator)
