@@ -406,7 +406,7 @@ def test_types_of_drawn_questions_and_statements_can_be_chosen(load):
     assert set(questions["question_type"]) == {"colour"}
     statements = load("scenes", "statements", num_scenes=4, scene_size=32, scene_types=["both", "neither"])
     assert set(statements["statement_type"]) == {"both", "neither"}
-    with pytest.raises(ValueError, match="scene_types are types of questions or statements"):
+    with pytest.raises(ValueError, match="scene_types are types of questions, statements or labels"):
         load("scenes", "captions", scene_types=["colour"])
     with pytest.raises(ValueError, match="question_types"):
         load("scenes", "questions", scene_types=["smell"])
