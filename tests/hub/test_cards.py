@@ -36,6 +36,7 @@ from tests.hub import tiny_vlmo
 from tests.hub.tiny_vc_gpt import make_picture, make_tiny_model, make_tiny_processor
 
 ROOT = Path(__file__).parent.parent.parent
+CLASS_NAMES = [*tiny_vlmo.CLASS_NAMES, *tiny_vlmo.VL_BEIT_CLASS_NAMES]
 EVALUATION = Evaluation(
     dataset="scenes",
     split="compositional",
@@ -166,7 +167,7 @@ def test_every_architecture_has_card_data_with_all_fields(model_type):
 
 
 def test_model_without_card_data_is_refused():
-    with pytest.raises(ValueError, match="no card data for models of type 'gpt2', only for vc_gpt, .*vlmo"):
+    with pytest.raises(ValueError, match=r"no card data for models of type 'gpt2', only for vc_gpt, .*vlmo"):
         load_card_data("gpt2")
 
 
@@ -190,9 +191,9 @@ def test_files_in_model_cards_are_those_of_the_package():
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory):
-    """A folder with two pictures and a repository of every VLMo class, whose cards name their place in it."""
+    """A folder with two pictures and a repository of every class, whose cards name their place in it."""
     folder = tmp_path_factory.mktemp("repositories")
-    for name in tiny_vlmo.CLASS_NAMES:
+    for name in CLASS_NAMES:
         model = tiny_vlmo.make_model(name)
         card = make_card(model, model_id=f"./{name}")
         save_repository(folder / name, model=model, processor=tiny_vlmo.make_processor(), card=card)
@@ -205,7 +206,7 @@ def read_examples(repository: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("name", tiny_vlmo.CLASS_NAMES)
+@pytest.mark.parametrize("name", CLASS_NAMES)
 def test_usage_examples_of_every_class_run(name, repositories, monkeypatch, capsys):
     monkeypatch.chdir(repositories)
     examples = read_examples(repositories / name)
@@ -216,7 +217,7 @@ def test_usage_examples_of_every_class_run(name, repositories, monkeypatch, caps
 
 
 def test_first_example_of_every_class_runs_without_the_package(repositories):
-    examples = [read_examples(repositories / name)[0] for name in tiny_vlmo.CLASS_NAMES]
+    examples = [read_examples(repositories / name)[0] for name in CLASS_NAMES]
     code = "import sys\nsys.modules['hf_vlp'] = None  # any import of it fails\n" + "\n".join(examples)
     environment = {**os.environ, "HF_MODULES_CACHE": str(repositories / "modules"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
@@ -227,21 +228,21 @@ def test_first_example_of_every_class_runs_without_the_package(repositories):
     assert len(done.stdout.splitlines()) == len(examples)
 
 
-@pytest.mark.parametrize("name", tiny_vlmo.CLASS_NAMES)
+@pytest.mark.parametrize("name", CLASS_NAMES)
 def test_metadata_of_every_class_are_those_of_its_task(name):
     model = tiny_vlmo.make_model(name)
     task = find_card_task(model)
     metadata = read_metadata(make_card(model))
     assert metadata.get("pipeline_tag") == task.pipeline_tag
     assert metadata.get("metrics", []) == list(task.metrics)
-    assert {*task.tags, "vlmo"} <= set(metadata["tags"])
+    assert {*task.tags, model.config.model_type} <= set(metadata["tags"])
     assert metadata["license"] == "apache-2.0"
 
 
 def test_pipeline_tags_are_tasks_of_the_hub():
     """From the Hub's list of tasks; an unknown one would be ignored there."""
     tags = {
-        *("fill-mask", "image-classification", "image-feature-extraction", "image-to-text"),
+        *("fill-mask", "image-classification", "image-feature-extraction", "image-segmentation", "image-to-text"),
         *("visual-question-answering", "zero-shot-image-classification"),
     }
     assert {task.pipeline_tag for task in CARD_TASKS} - {None} <= tags
@@ -268,6 +269,23 @@ def test_numbers_of_the_paper_are_those_of_the_task():
     unsettled = str(make_card(tiny_vlmo.make_model("VlmoForPreTraining")))
     assert "| base (paper) | 76.64 | 76.89 | 82.77 | 83.34 | 74.8 | 57.2 | 92.3 | 79.3 | 85.5 |" in unsettled
     assert "and fine-tuning on each task" in unsettled
+
+
+def test_cards_of_vl_beit_tell_that_nothing_of_the_paper_was_released_and_what_was_decided_here():
+    for name in tiny_vlmo.VL_BEIT_CLASS_NAMES:
+        text = " ".join(str(make_card(tiny_vlmo.make_model(name))).split())
+        assert "The authors of the paper released neither code nor weights." in text
+        assert all(f"* D{number}: " in text for number in range(1, 13))
+        assert "hf-vlp convert vl_beit beitv2_base_patch16_224_pt1k.pth OUTPUT --head pretraining" in text
+        assert "hf-vlp convert vl_beit vlmo_base_patch16_224.pt OUTPUT" in text
+    assert "inferred) | 77.5 | 77.8 | 81.9 | 82.7 | 79.5 | 61.5 | 95.8 | 83.9 | - | - |" in str(
+        make_card(tiny_vlmo.make_model("VlBeitForPreTraining"))
+    )
+
+
+def test_pre_training_of_vl_beit_is_not_that_of_vlmo():
+    assert find_card_task(tiny_vlmo.make_model("VlBeitForPreTraining")).usage == "joint-pre-training"
+    assert find_card_task(tiny_vlmo.make_model("VlmoForPreTraining")).usage == "pre-training"
 
 
 def test_own_recall_stands_in_its_column():

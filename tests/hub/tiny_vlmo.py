@@ -1,9 +1,10 @@
-"""VLMo models of a few thousand random weights, one for each class, with their processor: nothing is downloaded."""
+"""Models of a few thousand random weights on VLMo's block, one for each class, with their processor: no download."""
 
 import torch
 
 from hf_vlp.data.tokenization import train_bert_tokenizer
-from hf_vlp.models.mome import modeling_vlmo
+from hf_vlp.models.mome import modeling_vl_beit, modeling_vlmo
+from hf_vlp.models.mome.configuration_vl_beit import VlBeitConfig
 from hf_vlp.models.mome.configuration_vlmo import VlmoConfig
 from hf_vlp.models.mome.processing_mome import MomeImageProcessorPil, MomeProcessor
 
@@ -12,6 +13,8 @@ CLASS_NAMES = [
     for name in modeling_vlmo.__all__
     if issubclass(getattr(modeling_vlmo, name), modeling_vlmo.VlmoPreTrainedModel) and name != "VlmoPreTrainedModel"
 ]
+# Classes of VL-BEiT that do what none of VLMo does.
+VL_BEIT_CLASS_NAMES = ["VlBeitForPreTraining", "VlBeitForSemanticSegmentation"]
 TEXTS = ["two dogs play on a beach", "What is on the table?", "a photo of a cat or a red bus"]
 
 
@@ -20,7 +23,10 @@ def make_processor() -> MomeProcessor:
 
 
 def make_model(name: str, seed: int = 0, **config_kwargs):
-    config = VlmoConfig(
+    """A model of any class of VLMo or VL-BEiT, by its name."""
+    is_vl_beit = name.startswith("VlBeit")
+    module, config_class = (modeling_vl_beit, VlBeitConfig) if is_vl_beit else (modeling_vlmo, VlmoConfig)
+    config = config_class(
         **{
             "vocab_size": len(make_processor().tokenizer),
             "hidden_size": 16,
@@ -34,4 +40,4 @@ def make_model(name: str, seed: int = 0, **config_kwargs):
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return getattr(modeling_vlmo, name)(config).eval()
+        return getattr(module, name)(config).eval()
