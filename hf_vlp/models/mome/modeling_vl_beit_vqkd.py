@@ -118,11 +118,13 @@ class VqkdCodebook(_Float32Module):
         mean = self.cluster_size.mean()
         dead = self.cluster_size <= self.revive_below * mean
         distances = (vectors - self.weight[self.find(vectors)]).square().sum(dim=1)
-        drawn = vectors[torch.multinomial(distances + 1e-8, len(self.weight), replacement=True)]
-        fair_share = torch.tensor(len(vectors) / len(self.weight), device=vectors.device)
+        num_codes = len(self.weight)
+        drawn = vectors[torch.multinomial(distances + 1e-8, num_codes, replacement=len(vectors) < num_codes)]
+        fair_share = torch.tensor(len(vectors) / num_codes, device=vectors.device)
         if distributed:
             torch.distributed.broadcast(drawn, src=0)
             torch.distributed.all_reduce(fair_share)
+        drawn = drawn[(dead.cumsum(0) - 1).clamp(min=0)]  # the first drawn, the likeliest, to the first such code
         self.weight.copy_(torch.where(dead[:, None], drawn, self.weight))
         # As if it had been chosen as often as the others: it has some steps to be found in.
         self.cluster_size.copy_(torch.where(dead, fair_share, self.cluster_size))
