@@ -2,8 +2,8 @@
 
 Covers: sizes read from tensors; every tensor consumed or dropped with its reason, the decoder taken or left; the way
 back bit for bit, for both heads and both kinds of files; recorded outputs compared on the command line; half
-precision; files with a teacher inside, without a decoder, without counts; refused: another model's file, missing, surplus and
-damaged tensors, options that do not exist, wrong recordings, and nothing is written then.
+precision; files with a teacher inside, without a decoder, without counts; refused: another model's file, missing,
+surplus and damaged tensors, options that do not exist, wrong recordings, and nothing is written then.
 """
 
 import json
