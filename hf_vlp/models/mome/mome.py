@@ -143,11 +143,11 @@ class MomeImageEmbeddings(nn.Module):
         mask_token: torch.Tensor | None = None,
     ) -> torch.Tensor:
         expected = (self.num_channels, self.image_size, self.image_size)
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+        if pixel_values is None or pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+            found = None if pixel_values is None else tuple(pixel_values.shape)
             raise ValueError(
-                f"pixel_values must be of shape (images, {', '.join(map(str, expected))}), not "
-                f"{tuple(pixel_values.shape)}. For another size load the model with from_pretrained(..., "
-                "image_size=...), which interpolates its positions."
+                f"pixel_values must be of shape (images, {', '.join(map(str, expected))}), not {found}. For another "
+                "size load the model with from_pretrained(..., image_size=...), which interpolates its positions."
             )
         pixel_values = pixel_values.to(self.patch_projection.weight.dtype)
         if bool_masked_pos is not None:
@@ -156,7 +156,7 @@ class MomeImageEmbeddings(nn.Module):
                 # Its convolutions look beyond the border of a patch: hidden pixels would show in their neighbours.
                 shown = (~bool_masked_pos.to(torch.bool)).view(-1, 1, self.window_size, self.window_size)
                 pixel_values = pixel_values * nn.functional.interpolate(
-                    shown.to(pixel_values.dtype), scale_factor=self.image_size // self.window_size
+                    shown.to(pixel_values.dtype), scale_factor=self.patch_size
                 )
         patches = self.patch_projection(pixel_values).flatten(2).transpose(1, 2)  # (images, patches, dim)
         if bool_masked_pos is not None:
