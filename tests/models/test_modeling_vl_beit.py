@@ -15,6 +15,7 @@ from hf_vlp import (
     VlBeitForMaskedImageModeling,
     VlBeitForMaskedLM,
     VlBeitForPreTraining,
+    VlBeitForSemanticSegmentation,
     VlBeitModel,
     VlmoConfig,
     VlmoForMaskedLM,
@@ -354,6 +355,22 @@ def test_classification_reads_the_mean_of_the_patches(inputs):
     assert 0 < fresh.weight.abs().max() <= 0.02 * 0.001 * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("chosen", ([1], [0, -1], 2))
+def test_segmentation_gives_the_states_that_are_asked_for(inputs, chosen):
+    model = make_model(VlBeitForSemanticSegmentation, num_labels=3, decoder_hidden_size=8, auxiliary_channels=8)
+    pictures = inputs["image_pixel_values"]
+    with torch.no_grad():
+        states = model.vl_beit(pixel_values=pictures, output_hidden_states=True).hidden_states
+        whole, part = (model(pictures, output_hidden_states=asked) for asked in (True, chosen))
+        assert model(pictures).hidden_states is None
+    kept = {index % len(states) for index in ([chosen] if isinstance(chosen, int) else chosen)}
+    assert [index for index, state in enumerate(part.hidden_states) if state is not None] == sorted(kept)
+    for index, state in enumerate(states):
+        assert torch.equal(whole.hidden_states[index], state)
+        assert index not in kept or torch.equal(part.hidden_states[index], state)
+    assert torch.equal(whole.logits, part.logits)
+
+
 def test_retrieval_is_fine_tuned_with_contrast_and_matching(inputs):
     model = make_model(
         VlBeitForImageTextRetrieval, drop_path_rate=0.0, text_dropout=0.0, itc_loss_weight=0.5, itm_loss_weight=2.0
@@ -393,6 +410,12 @@ def test_retrieval_is_fine_tuned_with_contrast_and_matching(inputs):
 def test_wrong_inputs_say_what_was_expected(model, inputs, changes, message):
     with pytest.raises(ValueError, match=message):
         model(**{**inputs, **changes})
+
+
+@pytest.mark.parametrize("model_class", (VlBeitForMaskedImageModeling, VlBeitForImageTextRetrieval))
+def test_a_missing_picture_is_told(model_class, inputs):
+    with pytest.raises(ValueError, match=r"pixel_values must be of shape \(images, 3, 16, 16\), not None"):
+        make_model(model_class)(**({"input_ids": inputs["input_ids"]} if "Text" in model_class.__name__ else {}))
 
 
 def test_nothing_to_learn_from_is_an_error(model):

@@ -147,10 +147,6 @@ class VlBeitForSemanticSegmentationTest(VlBeitForImagesTest):
 
     all_model_classes = (VlBeitForSemanticSegmentation,)
 
-    @unittest.skip("It needs states for itself and returns all of them.")
-    def test_can_capture_specific_layers_hidden_states(self):
-        pass
-
 
 class VlBeitPairModelTest(VlBeitModelTest):
     """Models that run single modalities and pairs in one forward, whose states are of several passes."""

@@ -23,6 +23,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput, SequenceClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.output_capturing import resolve_hidden_states_indices, selected_hidden_states
 
 from .configuration_mome import MomeConfig
 from .configuration_vl_beit import VlBeitConfig
@@ -375,7 +376,7 @@ class VlBeitForSemanticSegmentation(VlBeitPreTrainedModel):
         self,
         pixel_values: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         **kwargs,
     ) -> SemanticSegmenterOutput:
         """Segment pictures (batch, channels, size, size).
@@ -385,18 +386,26 @@ class VlBeitForSemanticSegmentation(VlBeitPreTrainedModel):
         height / 4, width / 4) for patches of 16 pixels: four times as fine as the patches. Raises ValueError for
         labels that are no class.
         """
-        outputs = self._encode(
-            only_first=False, pixel_values=pixel_values, final_norm=False, output_hidden_states=True, **kwargs
-        )
         config = self.config
+        asked = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        chosen = selected_hidden_states(asked or None)  # None for all of them, or for none
+        # State 0 is the input of the first block. States that nobody reads are not kept.
+        read = [index + 1 for index in config.out_indices or spread_out_indices(config.num_hidden_layers)]
+        recorded = True if asked is True else [*read, *(chosen or ())]
+        outputs = self._encode(
+            only_first=False, pixel_values=pixel_values, final_norm=False, output_hidden_states=recorded, **kwargs
+        )
         maps = []
-        for index in config.out_indices or spread_out_indices(config.num_hidden_layers):
-            patches = outputs.hidden_states[index + 1][:, 1:].transpose(1, 2)  # behind I_CLS: (batch, dim, patches)
+        for index in read:
+            patches = outputs.hidden_states[index][:, 1:].transpose(1, 2)  # behind I_CLS: (batch, dim, patches)
             maps.append(patches.unflatten(2, (config.window_size, config.window_size)))
         logits, auxiliary_logits = self.segmentation_head(maps)
         loss = None if labels is None else semantic_segmentation_loss(logits, auxiliary_logits, labels, config)
-        asked = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return SemanticSegmenterOutput(loss, logits, outputs.hidden_states if asked else None, outputs.attentions)
+        hidden_states = outputs.hidden_states if asked else None
+        if chosen is not None:
+            kept = resolve_hidden_states_indices(self, chosen)
+            hidden_states = tuple(state if index in kept else None for index, state in enumerate(hidden_states))
+        return SemanticSegmenterOutput(loss, logits, hidden_states, outputs.attentions)
 
 
 class VlBeitForVisualQuestionAnswering(MomeForVisualQuestionAnswering, VlBeitPreTrainedModel):
