@@ -348,6 +348,10 @@ def check_lengths(run: RunArguments, model) -> None:
     if positions is None or "max_length" not in get_task(run.task).collator_options:
         return  # pictures alone
     lengths = {"batches.max_length": run.batches.max_length}
+    multiple = run.batches.pad_to_multiple_of or 1
+    padded = -(-run.batches.max_length // multiple) * multiple
+    if padded > run.batches.max_length:
+        lengths[f"batches.max_length padded to a multiple of {multiple}"] = padded
     if run.task == "captioning":
         lengths["evaluation.generation.max_new_tokens"] = run.evaluation.generation.get("max_new_tokens", 0)
         lengths["self_critical.max_new_tokens"] = run.self_critical.max_new_tokens

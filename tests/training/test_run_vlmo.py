@@ -319,6 +319,7 @@ def test_the_head_has_a_rate_of_its_own():
         ({"objective": "self_critical"}, "trains captioners"),
         ({"model": {"architecture": "vc_gpt", "config": {}}}, "vc_gpt has no head for the task 'masked_language'"),
         ({"batches": {"max_length": 40}}, r"batches\.max_length=40 .*32 positions.*max_text_length_of_table"),
+        ({"batches": {"pad_to_multiple_of": 23}}, r"max_length padded to a multiple of 23=46 .*32 positions"),
         ({"model": {"freeze": ["vision"]}}, "has no vision"),
         ({"model": {"config": {**CONFIG, "hiden_size": 3}}}, "'hidden_size'"),
         ({"model": {"beit_model_name_or_path": "b", "model_name_or_path": "c"}}, "one starting point, not model"),
