@@ -12,19 +12,19 @@ from typing import Any, Literal
 
 import torch
 
-from hf_vlp.data.collators import BadSamplePolicy, record_captions, record_id
+from hf_vlp.data.collators import TEXT_COLUMNS, BadSamplePolicy, record_captions, record_id
+from hf_vlp.data.columns import only_columns
 from hf_vlp.data.joint import JointRecords
 from hf_vlp.data.masked_collators import TOKEN_IDS, JointPreTrainingCollator, MaskedImageCollator
 from hf_vlp.evaluation_tasks import (
-    _constant_share,
-    _finish,
-    _guesses,
-    _require,
-    _rows,
-    _share_of_hits,
-    _Subset,
-    _WithOtherPictures,
+    Subset,
+    WithOtherPictures,
+    compare_guesses,
+    constant_share,
+    finish,
     predict_records,
+    require_rows,
+    share_of_hits,
 )
 from hf_vlp.pretraining.visual_tokens import VIEW, VisualTokens, load_visual_tokenizer
 
@@ -105,8 +105,10 @@ def evaluate_joint_pretraining(
     for name, source in records.sources.items():
         usable = range(len(source))
         if name != "image":
-            usable = [index for index, record in enumerate(_rows(source)) if record_captions(record)]
-        subset = _Subset(source, usable)
+            usable = [
+                index for index, record in enumerate(only_columns(source, TEXT_COLUMNS)) if record_captions(record)
+            ]
+        subset = Subset(source, usable)
         found = predict_records(
             model,
             subset,
@@ -121,20 +123,20 @@ def evaluate_joint_pretraining(
                     guesses.setdefault(objective, []).append(pairs)
                 rows.append(_describe(processor, source[index] if name != "text" else {}, index, name, row))
         if name == "pair" and shuffled_pictures and mask_pair_sides != "image" and len(usable) > 1:
-            other = _WithOtherPictures([source[index] for index in usable], seed)
+            other = WithOtherPictures([source[index] for index in usable], seed)
             description = "With other pictures"
             shuffled = predict_records(
                 model, other, guess(name, with_patches=False), description=description, **options
             )
     num_records = sum(map(len, records.sources.values()))
-    _require(rows, num_records, "a text or a readable picture")
-    results: dict[str, Any] = {f"{name}_accuracy": _share_of_hits(pairs) for name, pairs in guesses.items()}
+    require_rows(rows, num_records, "a text or a readable picture")
+    results: dict[str, Any] = {f"{name}_accuracy": share_of_hits(pairs) for name, pairs in guesses.items()}
     results["masked_accuracy"] = sum(results.values()) / len(results)
-    constant = {f"constant_{name}_accuracy": _constant_share(pairs) for name, pairs in guesses.items()}
+    constant = {f"constant_{name}_accuracy": constant_share(pairs) for name, pairs in guesses.items()}
     results |= {**constant, "constant_masked_accuracy": sum(constant.values()) / len(constant)}
     if others := [row["mvlm_text"] for row in shuffled if row is not None]:
-        results["shuffled_mvlm_text_accuracy"] = _share_of_hits(others)
-    return _finish(results, rows, num_records, start, predictions_path)
+        results["shuffled_mvlm_text_accuracy"] = share_of_hits(others)
+    return finish(results, rows, num_records, start, predictions_path)
 
 
 def evaluate_masked_image(
@@ -183,11 +185,11 @@ def evaluate_masked_image(
         bad_samples=bad_samples,
     )
     kept = [(index, row) for index, row in enumerate(found) if row is not None]
-    _require(kept, len(found), "a readable picture")
+    require_rows(kept, len(found), "a readable picture")
     guesses = [row["mim"] for _, row in kept]
-    results = {"mim_accuracy": _share_of_hits(guesses), "constant_mim_accuracy": _constant_share(guesses)}
+    results = {"mim_accuracy": share_of_hits(guesses), "constant_mim_accuracy": constant_share(guesses)}
     rows = [_describe(processor, records[index], index, "image", row) for index, row in kept]
-    return _finish(results, rows, len(found), start, predictions_path)
+    return finish(results, rows, len(found), start, predictions_path)
 
 
 # Objective -> names of its targets in a batch and of its logits.
@@ -246,7 +248,7 @@ def _guess_batch(
             targets[objective] = labels
     inputs = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in batch.items()}
     outputs = model(**inputs)
-    found = [_guesses(outputs[objectives[objective][1]], labels) for objective, labels in targets.items()]
+    found = [compare_guesses(outputs[objectives[objective][1]], labels) for objective, labels in targets.items()]
     return [dict(zip(targets, row)) for row in zip(*found)]
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from hf_vlp.data.collators import BadSamplePolicy, record_id
+from hf_vlp.data.columns import only_columns
 from hf_vlp.data.image_io import ImageError
 from hf_vlp.data.segmentation import MAP_COLUMN, check_segmentation_map, load_segmentation_map
-from hf_vlp.evaluation_tasks import _finish, _inputs, _only, _require, _WithOtherPictures, predict_records
+from hf_vlp.evaluation_tasks import WithOtherPictures, finish, make_inputs, predict_records, require_rows
 from hf_vlp.metrics.segmentation import confusion_metrics, count_confusions
 from hf_vlp.models.mome.mome_segmentation import predict_sliding
 
@@ -59,7 +60,7 @@ def evaluate_segmentation(
 
     def segment(images, sizes) -> list[np.ndarray]:
         if sliding_window is None:
-            logits = [model(**_inputs(model, image_processor, images=images)).logits]
+            logits = [model(**make_inputs(model, image_processor, images=images)).logits]
         else:
             side = sliding_window.get("shortest_edge", model.config.image_size)
             size = {"shortest_edge": side, "longest_edge": sliding_window.get("longest_edge", 4 * side)}
@@ -110,13 +111,13 @@ def evaluate_segmentation(
     options = {"batch_size": batch_size, "progress": progress, "bad_samples": policy}
     outcomes = predict_records(model, records, make_predict(True), description="Segmenting", **options)
     kept = [index for index, outcome in enumerate(outcomes) if outcome is not None]
-    _require(kept, len(outcomes), "a readable picture with a segmentation map that fits")
+    require_rows(kept, len(outcomes), "a readable picture with a segmentation map that fits")
     confusions = add_up(outcomes[index] for index in kept)
     results: dict[str, Any] = confusion_metrics(confusions)
     if shuffled_pictures:
         others = predict_records(
             model,
-            _WithOtherPictures(records, seed),
+            WithOtherPictures(records, seed),
             make_predict(False),
             **{**options, "description": "With other pictures"},
         )
@@ -134,7 +135,7 @@ def evaluate_segmentation(
         row = {"id": index if identity is None else identity}
         own = add_up([outcomes[index]])
         rows.append({**row, **(confusion_metrics(own) if own.any() else {})})
-    return _finish(results, rows, len(outcomes), start, predictions_path)
+    return finish(results, rows, len(outcomes), start, predictions_path)
 
 
 def _read_map(record: dict, image_processor) -> np.ndarray:
@@ -148,7 +149,7 @@ def _read_map(record: dict, image_processor) -> np.ndarray:
 def _most_frequent_class(records, image_processor, num_labels: int, ignored: int) -> int:
     """The class with the most pixels in the first maps of the training records."""
     counts = np.zeros(num_labels, dtype=np.int64)
-    for record in islice(_only(records, (MAP_COLUMN,)), MAX_TRAINING_MAPS):
+    for record in islice(only_columns(records, (MAP_COLUMN,)), MAX_TRAINING_MAPS):
         try:
             one = _read_map(record, image_processor)
             check_segmentation_map(one, None, num_labels)

@@ -18,7 +18,8 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from hf_vlp.data.collators import BadSamplePolicy, record_captions, record_id
+from hf_vlp.data.collators import TEXT_COLUMNS, BadSamplePolicy, record_captions, record_id
+from hf_vlp.data.columns import only_columns
 from hf_vlp.data.image_io import DEFAULT_MAX_PIXELS, ImageError, load_image
 from hf_vlp.metrics.classification import classification_accuracy
 
@@ -99,8 +100,8 @@ def _load_images(record: dict, max_pixels: int):
     return load_image(record["image"], max_pixels=max_pixels)
 
 
-class _WithOtherPictures:
-    """The records, each with the picture of another one."""
+class WithOtherPictures:
+    """The records, each with the picture of another one, by a fixed order; ValueError for fewer than two."""
 
     def __init__(self, records: Sequence[dict], seed: int):
         from hf_vlp.evaluation import shuffled_order
@@ -122,7 +123,9 @@ class _WithOtherPictures:
         return {**self.records[index], **pictures}
 
 
-def _inputs(model, processor, *, images=None, texts=None, max_length: int | None = None) -> dict[str, torch.Tensor]:
+def make_inputs(
+    model, processor, *, images=None, texts=None, max_length: int | None = None
+) -> dict[str, torch.Tensor]:
     """A batch on the model's device, pictures in its type."""
     options = {} if texts is None else {"text": texts, "padding": True, "truncation": True, "max_length": max_length}
     if images is not None:
@@ -134,8 +137,11 @@ def _inputs(model, processor, *, images=None, texts=None, max_length: int | None
     }
 
 
-def _finish(results: dict, rows: list[dict], num_records: int, start: float, path) -> dict:
-    """Counts behind the scores, and the file of predictions."""
+def finish(results: dict, rows: list[dict], num_records: int, start: float, path) -> dict:
+    """The results with the counts behind the scores; writes the file of predictions, if there is a path.
+
+    rows: one for each record that was measured; start: `time.perf_counter()` at the beginning.
+    """
     from hf_vlp.evaluation import write_json
 
     results["samples"] = len(rows)
@@ -146,7 +152,8 @@ def _finish(results: dict, rows: list[dict], num_records: int, start: float, pat
     return results
 
 
-def _require(rows: list, num_records: int, what: str):
+def require_rows(rows: list, num_records: int, what: str) -> None:
+    """Raise ValueError when no record could be measured, for lack of `what`."""
     if not rows:
         raise ValueError(f"None of the {num_records} records has {what}: nothing to evaluate.")
 
@@ -158,11 +165,8 @@ def _text_of(record: dict, columns: Sequence[str]) -> str:
     raise ValueError(f"The record has no text in {' or '.join(map(repr, columns))}, only {sorted(record)}.")
 
 
-def _only(records, columns: Sequence[str]):
-    """Training records without their pictures, if they can be narrowed down."""
-    present = [name for name in columns if name in (getattr(records, "column_names", None) or ())]
-    records = records.select_columns(present) if present and hasattr(records, "select_columns") else records
-    return islice(records, MAX_TRAINING_RECORDS)
+def _training_rows(records, columns: Sequence[str]) -> Iterable[dict]:
+    return islice(only_columns(records, columns), MAX_TRAINING_RECORDS)
 
 
 class _MostFrequent:
@@ -192,7 +196,7 @@ def training_answers(records) -> Iterable[tuple[str, str]]:
     """(question, the one answer that counts, normalised) of each training record."""
     from hf_vlp.metrics.vqa import human_answers, normalize_answer
 
-    for record in _only(records, _QUESTION_COLUMNS):
+    for record in _training_rows(records, _QUESTION_COLUMNS):
         answer = record.get("multiple_choice_answer")
         if answer is None:
             answer = Counter(map(normalize_answer, human_answers(record))).most_common(1)[0][0]
@@ -228,14 +232,15 @@ def evaluate_question_answering(
     options = {"batch_size": batch_size, "progress": progress, "bad_samples": bad_samples}
 
     def answer(images, chunk):
-        batch = _inputs(
+        batch = make_inputs(
             model, processor, images=images, texts=[row["question"] for row in chunk], max_length=max_length
         )
         return vocabulary.decode(model(**batch).logits.argmax(-1))
 
     predictions = predict_records(model, records, answer, description="Answering", **options)
     is_answered = any(
-        record.get("answers") or record.get("answer") is not None for record in _only(records, _QUESTION_COLUMNS)
+        record.get("answers") or record.get("answer") is not None
+        for record in only_columns(records, _QUESTION_COLUMNS)
     )
     rows = []
     for index, prediction in enumerate(predictions):
@@ -251,7 +256,7 @@ def evaluate_question_answering(
                     "index": index,
                 }
             )
-    _require(rows, len(predictions), "a readable picture")
+    require_rows(rows, len(predictions), "a readable picture")
     references = [row["references"] for row in rows]
 
     def score(answers: list[str]) -> dict[str, float]:
@@ -264,7 +269,7 @@ def evaluate_question_answering(
 
     results: dict[str, Any] = score([row["answer"] for row in rows])
     if shuffled_pictures and is_answered:
-        other = _WithOtherPictures(records, seed)
+        other = WithOtherPictures(records, seed)
         shuffled = predict_records(model, other, answer, description="With other pictures", **options)
         # Where the other picture cannot be read, the question stays without an answer.
         answers = [shuffled[row["index"]] or "" for row in rows]
@@ -277,7 +282,7 @@ def evaluate_question_answering(
         results["constant_answer"] = frequent.constant
     for row in rows:
         del row["index"]
-    return _finish(results, rows, len(predictions), start, predictions_path)
+    return finish(results, rows, len(predictions), start, predictions_path)
 
 
 # Labels: statements over pictures, and pictures alone
@@ -315,17 +320,18 @@ def _evaluate_labels(
             identity = record_id(record) if identity is None else identity
             row = {"id": index if identity is None else identity, "label": label_number(record["label"], model)}
             rows.append({**row, "prediction": prediction, "index": index})
-    _require(rows, len(predictions), "a readable picture")
+    require_rows(rows, len(predictions), "a readable picture")
     results: dict[str, Any] = score([row["prediction"] for row in rows], rows)
     if shuffle:
-        other = _WithOtherPictures(records, seed)
+        other = WithOtherPictures(records, seed)
         shuffled = predict_records(model, other, predict, **{**options, "description": "With other pictures"})
         both = [(shuffled[row["index"]], row["label"]) for row in rows if shuffled[row["index"]] is not None]
         results["shuffled_accuracy"] = sum(guess == label for guess, label in both) / max(1, len(both))
     if training_records is not None:
         columns = (*STATEMENT_COLUMNS, "label")
         frequent = _MostFrequent(
-            (text_of(record), label_number(record["label"], model)) for record in _only(training_records, columns)
+            (text_of(record), label_number(record["label"], model))
+            for record in _training_rows(training_records, columns)
         )
         hits = sum(frequent.constant == row["label"] for row in rows)
         results["constant_accuracy"] = hits / len(rows)
@@ -336,7 +342,7 @@ def _evaluate_labels(
         results["constant_answer"] = str(model.config.id2label.get(frequent.constant, frequent.constant))
     for row in rows:
         del row["index"]
-    return _finish(results, rows, len(predictions), start, predictions_path)
+    return finish(results, rows, len(predictions), start, predictions_path)
 
 
 def evaluate_statements(
@@ -362,7 +368,7 @@ def evaluate_statements(
 
     def judge(images, chunk):
         texts = [_text_of(record, STATEMENT_COLUMNS) for record in chunk]
-        batch = _inputs(model, processor, images=images, texts=texts, max_length=max_length)
+        batch = make_inputs(model, processor, images=images, texts=texts, max_length=max_length)
         return model(**batch).logits.argmax(-1).tolist()
 
     def score(predictions, rows):
@@ -412,7 +418,7 @@ def evaluate_image_classification(
     """
 
     def classify(images, chunk):
-        return model(**_inputs(model, processor, images=images)).logits.argmax(-1).tolist()
+        return model(**make_inputs(model, processor, images=images)).logits.argmax(-1).tolist()
 
     return _evaluate_labels(
         model,
@@ -477,20 +483,20 @@ def evaluate_retrieval(
     options = {"batch_size": batch_size, "progress": progress}
 
     def encode_images(images, chunk):
-        features = model.get_image_features(**_inputs(model, processor, images=images)).pooler_output
+        features = model.get_image_features(**make_inputs(model, processor, images=images)).pooler_output
         return features.float().cpu().unbind()
 
     def encode_texts(_, chunk):
         texts = [record["text"] for record in chunk]
-        batch = _inputs(model, processor, texts=texts, max_length=max_length)
+        batch = make_inputs(model, processor, texts=texts, max_length=max_length)
         return model.get_text_features(**batch).pooler_output.float().cpu().unbind()
 
     image_embeds = predict_records(
         model, records, encode_images, description="Pictures", bad_samples=bad_samples, **options
     )
-    captions = [record_captions({k: v for k, v in record.items() if k != "image"}) for record in _rows(records)]
+    captions = [record_captions(record) for record in only_columns(records, TEXT_COLUMNS)]
     kept = [index for index, embeds in enumerate(image_embeds) if embeds is not None and captions[index]]
-    _require(kept, len(image_embeds), "a readable picture and a caption")
+    require_rows(kept, len(image_embeds), "a readable picture and a caption")
     texts = [{"text": text, "image": row} for row, index in enumerate(kept) for text in captions[index]]
     text_embeds = torch.stack(
         predict_records(model, texts, encode_texts, description="Captions", has_pictures=False, **options)
@@ -504,8 +510,8 @@ def evaluate_retrieval(
         def score_pairs(image_rows: torch.Tensor, text_rows: torch.Tensor) -> torch.Tensor:
             rows, places = image_rows.unique(return_inverse=True)
             pictures = [_load_images(records[kept[row]], DEFAULT_MAX_PIXELS) for row in rows.tolist()]
-            pixels = _inputs(model, processor, images=pictures)["pixel_values"][places.to(model.device)]
-            batch = _inputs(
+            pixels = make_inputs(model, processor, images=pictures)["pixel_values"][places.to(model.device)]
+            batch = make_inputs(
                 model, processor, texts=[texts[row]["text"] for row in text_rows.tolist()], max_length=max_length
             )
             return model.score_pairs(pixel_values=pixels, **batch)
@@ -529,13 +535,7 @@ def evaluate_retrieval(
         rows.append({"id": index if identity is None else identity, "image_to_text_rank": by_image[row]})
     for text, rank in zip(texts, ranks.text_to_image.tolist()):
         rows[text["image"]].setdefault("texts", []).append({"text": text["text"], "text_to_image_rank": rank})
-    return _finish(results, rows, len(captions), start, predictions_path)
-
-
-def _rows(records):
-    """The records one by one, without their pictures where that is possible."""
-    columns = [name for name in ("captions", "text") if name in (getattr(records, "column_names", None) or ())]
-    return records.select_columns(columns) if columns and hasattr(records, "select_columns") else records
+    return finish(results, rows, len(captions), start, predictions_path)
 
 
 # Masked words
@@ -561,13 +561,17 @@ class _Masking:
         return hidden.to(batch["input_ids"].device), labels.to(batch["input_ids"].device)
 
 
-def _guesses(logits: torch.Tensor, labels: torch.Tensor) -> list[list[tuple[int, int]]]:
-    """For each text the (hidden word, guessed word) pairs."""
+def compare_guesses(logits: torch.Tensor, labels: torch.Tensor) -> list[list[tuple[int, int]]]:
+    """For each row the pairs (hidden, guessed): words of texts, or visual tokens of patches.
+
+    logits (rows, positions, classes); labels (rows, positions), -100 where nothing is hidden.
+    """
     best = logits.argmax(-1)
     return [list(zip(own[own != -100].tolist(), guess[own != -100].tolist())) for own, guess in zip(labels, best)]
 
 
-def _share_of_hits(guesses: Iterable[list[tuple[int, int]]]) -> float:
+def share_of_hits(guesses: Iterable[list[tuple[int, int]]]) -> float:
+    """Share of the pairs of `compare_guesses` that are right; 0 without any."""
     pairs = [pair for row in guesses for pair in row]
     return sum(hidden == guess for hidden, guess in pairs) / max(1, len(pairs))
 
@@ -591,14 +595,14 @@ def evaluate_masked_language(
     """
     start = time.perf_counter()
     masking = _Masking(processor.tokenizer, mask_probability, seed)
-    texts = [captions[0] for record in _rows(records) if (captions := record_captions(record))]
+    texts = [captions[0] for record in only_columns(records, TEXT_COLUMNS) if (captions := record_captions(record))]
 
     def guess(_, chunk):
-        batch = _inputs(model, processor, texts=[record["text"] for record in chunk], max_length=max_length)
+        batch = make_inputs(model, processor, texts=[record["text"] for record in chunk], max_length=max_length)
         batch["input_ids"], labels = masking(batch)
-        return _guesses(model(**batch).logits, labels)
+        return compare_guesses(model(**batch).logits, labels)
 
-    _require(texts, len(records), "a text")
+    require_rows(texts, len(records), "a text")
     guesses = predict_records(
         model,
         [{"text": text} for text in texts],
@@ -608,13 +612,14 @@ def evaluate_masked_language(
         has_pictures=False,
         progress=progress,
     )
-    results = {"mlm_accuracy": _share_of_hits(guesses), "constant_mlm_accuracy": _constant_share(guesses)}
+    results = {"mlm_accuracy": share_of_hits(guesses), "constant_mlm_accuracy": constant_share(guesses)}
     decode = processor.tokenizer.convert_ids_to_tokens
     rows = [{"text": text, "guesses": [decode(list(pair)) for pair in row]} for text, row in zip(texts, guesses)]
-    return _finish(results, rows, len(records), start, predictions_path)
+    return finish(results, rows, len(records), start, predictions_path)
 
 
-def _constant_share(guesses: Iterable[list[tuple[int, int]]]) -> float:
+def constant_share(guesses: Iterable[list[tuple[int, int]]]) -> float:
+    """What always guessing the most frequent hidden one would reach; 0 without any."""
     counts = Counter(hidden for row in guesses for hidden, _ in row)
     return counts.most_common(1)[0][1] / counts.total() if counts else 0.0
 
@@ -649,14 +654,14 @@ def evaluate_pretraining(
         if len(chunk) < 2:
             return [None] * len(chunk)
         texts = [record_captions(record)[0] for record in chunk]
-        batch = _inputs(model, processor, images=images, texts=texts, max_length=max_length)
+        batch = make_inputs(model, processor, images=images, texts=texts, max_length=max_length)
         hidden, labels = masking(batch)
         outputs = model(**batch, mlm_input_ids=hidden, labels=labels)
-        guesses = _guesses(outputs.mlm_logits, labels)
+        guesses = compare_guesses(outputs.mlm_logits, labels)
         others = guesses
         if shuffled_pictures:
             pixels = batch.pop("pixel_values").roll(1, 0)
-            others = _guesses(
+            others = compare_guesses(
                 model(**batch, pixel_values=pixels, mlm_input_ids=hidden, labels=labels).mlm_logits, labels
             )
         matches = outputs.itm_logits.argmax(-1).reshape(3, -1)  # pairs, other pictures, other texts
@@ -664,8 +669,8 @@ def evaluate_pretraining(
         embeds = (outputs.image_embeds.float().cpu(), outputs.text_embeds.float().cpu())
         return list(zip(guesses, others, right, *embeds))
 
-    usable = [index for index, record in enumerate(_rows(records)) if record_captions(record)]
-    subset = _Subset(records, usable)
+    usable = [index for index, record in enumerate(only_columns(records, TEXT_COLUMNS)) if record_captions(record)]
+    subset = Subset(records, usable)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)  # negatives are drawn
@@ -673,16 +678,16 @@ def evaluate_pretraining(
             model, subset, run, batch_size=batch_size, progress=progress, bad_samples=bad_samples
         )
     kept = [(index, row) for index, row in zip(usable, outputs) if row is not None]
-    _require(kept, len(records), "a readable picture and a caption, with another pair beside it")
+    require_rows(kept, len(records), "a readable picture and a caption, with another pair beside it")
     guesses, others, right, image_embeds, text_embeds = zip(*(row for _, row in kept))
     results: dict[str, Any] = {
-        "mlm_accuracy": _share_of_hits(guesses),
+        "mlm_accuracy": share_of_hits(guesses),
         "itm_accuracy": sum(right) / (3 * len(right)),
-        "constant_mlm_accuracy": _constant_share(guesses),
+        "constant_mlm_accuracy": constant_share(guesses),
         "constant_itm_accuracy": 2 / 3,
     }
     if shuffled_pictures:
-        results["shuffled_mlm_accuracy"] = _share_of_hits(others)
+        results["shuffled_mlm_accuracy"] = share_of_hits(others)
     pairs = list(range(len(kept)))
     results |= recall_metrics(ranks_of_embeddings(torch.stack(image_embeds), torch.stack(text_embeds), pairs))
     results |= {f"chance_{name}": value for name, value in chance_recalls([1] * len(kept)).items()}
@@ -692,11 +697,11 @@ def evaluate_pretraining(
         identity = record_id(records[index])
         row = {"id": index if identity is None else identity, "matches_right": hits}
         rows.append({**row, "guesses": [decode(list(pair)) for pair in own]})
-    return _finish(results, rows, len(records), start, predictions_path)
+    return finish(results, rows, len(records), start, predictions_path)
 
 
-class _Subset:
-    """Some of the records, one by one."""
+class Subset:
+    """Some of the records, one by one, without copying them."""
 
     def __init__(self, records: Sequence[dict], indices: Sequence[int]):
         self.records, self.indices = records, indices
@@ -709,15 +714,23 @@ class _Subset:
 
 
 __all__ = [
+    "Subset",
+    "WithOtherPictures",
     "chance_recalls",
+    "compare_guesses",
+    "constant_share",
     "evaluate_image_classification",
     "evaluate_masked_language",
     "evaluate_pretraining",
     "evaluate_question_answering",
     "evaluate_retrieval",
     "evaluate_statements",
+    "finish",
     "label_number",
+    "make_inputs",
     "predict_records",
     "rank_and_world_size",
+    "require_rows",
+    "share_of_hits",
     "training_answers",
 ]

@@ -36,17 +36,22 @@ from PIL import Image
 from hf_vlp.data.image_io import DEFAULT_MAX_PIXELS, ImageError, load_image
 
 __all__ = [
+    "TEXT_COLUMNS",
     "BadSampleError",
     "BadSamplePolicy",
     "CaptionCollator",
     "ImageCollator",
+    "TrainingCollator",
     "record_captions",
     "record_id",
+    "record_name",
     "record_texts",
 ]
 
 logger = logging.getLogger(__name__)
 
+# Where a record has its text, unless its task says otherwise; the first that is there counts.
+TEXT_COLUMNS = ("captions", "text")
 _REASONS = ("image", "captions", "other")
 _ID_COLUMNS = ("image_id", "file_name", "id", "__key__")
 
@@ -157,7 +162,7 @@ def record_captions(record: dict[str, Any]) -> list[str]:
     Reads `captions`, otherwise `text`; each may be a string, a list of strings (empty ones and `None` are left out),
     or `None`. Raises ValueError when neither column exists, TypeError when a value is not text.
     """
-    return record_texts(record, ("captions", "text"))
+    return record_texts(record, TEXT_COLUMNS)
 
 
 def record_texts(record: dict[str, Any], columns: Sequence[str]) -> list[str]:
@@ -192,7 +197,7 @@ def record_id(record: dict[str, Any]) -> Any:
     return os.fspath(path) if isinstance(path, str | os.PathLike) else None
 
 
-def _name(record: dict[str, Any]) -> str:
+def record_name(record: dict[str, Any]) -> str:
     """How messages call a record."""
     identity = record_id(record)
     if identity is None:
@@ -234,14 +239,14 @@ class _Collator:
         try:
             return load_image(source, max_pixels=self.max_pixels, size_hint=self.size_hint)
         except ImageError as error:
-            self.bad_samples.bad("image", f"{_name(record)}: {error}")
+            self.bad_samples.bad("image", f"{record_name(record)}: {error}")
             return None
 
     def _pixel_values(self, images: list[Image.Image]) -> torch.Tensor:
         return self.processor(images=images, return_tensors="pt")["pixel_values"]
 
 
-class _TrainingCollator(_Collator):
+class TrainingCollator(_Collator):
     """Lengths of texts, augmentation and reproducible draws: what collators of texts share."""
 
     def __init__(
@@ -270,16 +275,16 @@ class _TrainingCollator(_Collator):
         """Make all draws a function of (seed, epoch, record). Call it before each epoch's iteration starts."""
         self._epoch.fill_(int(epoch))
 
-    def _texts(self, record: dict[str, Any], columns: Sequence[str] = ("captions", "text")) -> list[str]:
+    def _texts(self, record: dict[str, Any], columns: Sequence[str] = TEXT_COLUMNS) -> list[str]:
         """The usable texts; an empty list when there is none and it was counted."""
         try:
             texts = record_texts(record, columns)
         except TypeError as error:
-            self.bad_samples.bad("captions", f"{_name(record)}: {error}")
+            self.bad_samples.bad("captions", f"{record_name(record)}: {error}")
             return []
         if not texts:
             self.bad_samples.bad(
-                "captions", f"{_name(record)} has no {columns[0].removesuffix('s')} with a word in it."
+                "captions", f"{record_name(record)} has no {columns[0].removesuffix('s')} with a word in it."
             )
         return texts
 
@@ -297,7 +302,7 @@ class _TrainingCollator(_Collator):
         return random.Random(int.from_bytes(digest.digest(), "big"))
 
 
-class CaptionCollator(_TrainingCollator):
+class CaptionCollator(TrainingCollator):
     """Training batches of pictures with captions.
 
     Called with a list of records it returns `pixel_values` (images, 3, H, W) and `input_ids`, `attention_mask`,

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from hf_vlp.data.sources import DataArguments
 
-__all__ = ["IMAGE_EXTENSIONS", "RECORD_TYPES", "column_names", "has_scheme", "unify"]
+__all__ = ["IMAGE_EXTENSIONS", "RECORD_TYPES", "column_names", "has_scheme", "only_columns", "unify"]
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
@@ -72,6 +72,12 @@ class _Column(NamedTuple):
 def column_names(dataset) -> list[str]:
     """Names of the columns; some streams (lists in JSON) know them from their first record only."""
     return dataset.column_names if dataset.column_names is not None else list(next(iter(dataset), ()))
+
+
+def only_columns(records, columns: Sequence[str]):
+    """The records with those of these columns that they have, so that pictures need not be read; lists stay whole."""
+    present = [name for name in columns if name in (getattr(records, "column_names", None) or ())]
+    return records.select_columns(present) if present and hasattr(records, "select_columns") else records
 
 
 def has_scheme(path: str) -> bool:

@@ -1,6 +1,7 @@
 """The one place that turns bytes, paths and addresses into pictures.
 
-Every picture that enters the package passes through `load_image`: the header is read first and a picture with too many
+Every picture that enters the package passes through `load_image` (maps of classes, whose numbers must not be
+converted, through `open_image`): the header is read first and a picture with too many
 pixels is refused before a single one is decoded; rotation stored by the camera is applied; transparency is composited
 on white; every mode becomes RGB with eight bits. Whatever is wrong with a picture, the caller sees one exception,
 `ImageError`, whose message says what was given, why it was refused and what to do about it.
@@ -13,13 +14,15 @@ import binascii
 import io
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import Image
 
-__all__ = ["DEFAULT_MAX_DOWNLOAD_BYTES", "DEFAULT_MAX_PIXELS", "ImageError", "load_image"]
+__all__ = ["DEFAULT_MAX_DOWNLOAD_BYTES", "DEFAULT_MAX_PIXELS", "ImageError", "load_image", "open_image"]
 
 # Pillow's own limit: a quarter of a gigabyte of RGB. A 64-megapixel photograph passes, a decompression bomb does not.
 DEFAULT_MAX_PIXELS = 89_478_485
@@ -83,10 +86,22 @@ def load_image(
         source = _from_dict(source)
         if isinstance(source, Image.Image):
             return _finish(source, _describe(source), max_pixels, max_aspect_ratio, size_hint=None)
+    with open_image(source, timeout=timeout, max_download_bytes=max_download_bytes) as image:
+        return _finish(image, _describe(source), max_pixels, max_aspect_ratio, size_hint)
+
+
+@contextmanager
+def open_image(
+    source, *, timeout: float = 20.0, max_download_bytes: int = DEFAULT_MAX_DOWNLOAD_BYTES
+) -> Iterator[Image.Image]:
+    """The picture in any source of `load_image` but a PIL image or dict, as it is stored: no pixel is decoded yet.
+
+    Raises `ImageError` as `load_image` does; the number of pixels is the caller's to check.
+    """
     name = _describe(source)
     with _open_binary(source, name, timeout, max_download_bytes) as file:
         with _open_header(file, name) as image:
-            return _finish(image, name, max_pixels, max_aspect_ratio, size_hint)
+            yield image
 
 
 def _from_dict(source: dict):

@@ -32,9 +32,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vlp.data.collators import BadSamplePolicy, _TrainingCollator
+from hf_vlp.data.collators import BadSamplePolicy, TrainingCollator
 from hf_vlp.data.patch_masks import draw_block_mask, num_masked_patches
-from hf_vlp.data.task_collators import IGNORED, MaskedLanguageCollator, _MaskingCollator, _Row, _TaskCollator
+from hf_vlp.data.task_collators import IGNORED, MaskedLanguageCollator, MaskingCollator, Row, TaskCollator
 
 __all__ = ["SIDES", "JointPreTrainingCollator", "MaskedImageCollator", "MaskedPairCollator"]
 
@@ -42,7 +42,7 @@ SIDES = ("both", "text", "image", "alternate")
 TOKEN_IDS = "visual_token_ids"
 
 
-class _Repeating(_TrainingCollator):
+class _Repeating(TrainingCollator):
     """Draws anew for the records of a repetition (`JointRecords`), which come several times in an epoch."""
 
     def _generator(self, record: dict[str, Any], texts: list[str]) -> random.Random:
@@ -50,7 +50,7 @@ class _Repeating(_TrainingCollator):
         return random.Random(f"{generator.getrandbits(64)} {record['pass']}") if record.get("pass") else generator
 
 
-class _PatchMasking(_Repeating, _TaskCollator):
+class _PatchMasking(_Repeating, TaskCollator):
     """Hides patches of pictures and brings along what is to be predicted there.
 
     Args:
@@ -119,7 +119,7 @@ class _PatchMasking(_Repeating, _TaskCollator):
     def _no_target(self) -> Any:
         return torch.zeros(self.num_patches, dtype=torch.long) if self._has_token_ids else ()
 
-    def _hide_patches(self, rows: list[_Row]) -> dict[str, torch.Tensor]:
+    def _hide_patches(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """`bool_masked_pos` and the targets of a batch."""
         masks = [self._draw_mask(row.generator) for row in rows]
         batch = {"bool_masked_pos": torch.stack(masks)}
@@ -155,14 +155,13 @@ class MaskedImageCollator(_PatchMasking):
     Raises ValueError where records have cached `visual_token_ids` and `augment` moves the patches.
     """
 
-    def _texts(self, record: dict[str, Any], columns=()) -> list[str]:
-        return [""]  # there is none to be missed
+    text_columns = ()
 
-    def _batch(self, rows: list[_Row]) -> dict[str, torch.Tensor]:
+    def _batch(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         return {"pixel_values": self._pixel_values([row.images[0] for row in rows]), **self._hide_patches(rows)}
 
 
-class MaskedPairCollator(_PatchMasking, _MaskingCollator):
+class MaskedPairCollator(_PatchMasking, MaskingCollator):
     """Pairs with hidden words and hidden patches: `input_ids` (masked), `attention_mask`, `labels` (-100: not hidden)
     and what `MaskedImageCollator` gives.
 
@@ -190,7 +189,7 @@ class MaskedPairCollator(_PatchMasking, _MaskingCollator):
             raise ValueError(f"mask_pair_sides must be one of {', '.join(SIDES)}, not {mask_sides!r}.")
         self.mask_sides = mask_sides
 
-    def _batch(self, rows: list[_Row]) -> dict[str, torch.Tensor]:
+    def _batch(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         batch = super()._batch(rows)
         sides = [self._side(row.generator) for row in rows]
         if self.mask_sides != "image":
@@ -267,7 +266,7 @@ class JointPreTrainingCollator:
         }
         self.bad_samples = _PolicyOfEach(bad_samples or BadSamplePolicy(), ("pair", "text", "image"))
         policies = self.bad_samples.policies
-        self.collators: dict[str, _TaskCollator] = {
+        self.collators: dict[str, TaskCollator] = {
             "pair": MaskedPairCollator(
                 processor,
                 mask_sides=mask_pair_sides,

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vlp.data.collators import _name, _TrainingCollator
-from hf_vlp.data.image_io import DEFAULT_MAX_PIXELS, ImageError, _describe, _open_binary, _open_header
+from hf_vlp.data.collators import TrainingCollator, record_name
+from hf_vlp.data.image_io import DEFAULT_MAX_PIXELS, ImageError, open_image
 from hf_vlp.models.mome.processing_mome import IGNORED_CLASS, read_segmentation_map, resize_segmentation_map
 
 if TYPE_CHECKING:
@@ -55,12 +55,10 @@ def load_segmentation_map(
         source = source["path"] if source.get("bytes") is None else source["bytes"]
     try:
         if isinstance(source, (bytes, bytearray, memoryview, str, os.PathLike)):
-            name = _describe(source)
-            with _open_binary(source, name, timeout=20.0, max_download_bytes=4 * max_pixels) as file:
-                with _open_header(file, name) as image:
-                    _check_pixels(image, max_pixels)
-                    image.load()
-                    return read_segmentation_map(image, do_reduce_labels)
+            with open_image(source) as image:
+                _check_pixels(image, max_pixels)
+                image.load()
+                return read_segmentation_map(image, do_reduce_labels)
         if source is None:
             raise ValueError("there is none")
         if isinstance(source, Image.Image):
@@ -243,7 +241,7 @@ def distort_colours(image: Image.Image, generator: random.Random) -> Image.Image
     return image
 
 
-class SegmentationCollator(_TrainingCollator):
+class SegmentationCollator(TrainingCollator):
     """Pictures with a class for each pixel: `pixel_values` (rows, 3, H, W), `labels` (rows, H, W).
 
     A record has `image` and `segmentation_map` (see the head of this module). What cannot be read, a map of another
@@ -312,6 +310,6 @@ class SegmentationCollator(_TrainingCollator):
             )
             check_segmentation_map(segmentation_map, image.size, self.num_labels)
         except ImageError as error:
-            self.bad_samples.bad("other", f"{_name(record)}: {error}")
+            self.bad_samples.bad("other", f"{record_name(record)}: {error}")
             return None
         return image, segmentation_map

@@ -34,22 +34,26 @@ import torch
 from PIL import Image
 
 from hf_vlp.data.answers import AnswerVocabulary, soft_scores
-from hf_vlp.data.collators import _name, _TrainingCollator
+from hf_vlp.data.collators import TEXT_COLUMNS, TrainingCollator, record_name
 from hf_vlp.data.masking import BUDGETS, WordPieces, draw_noise, mask_tokens, mask_whole_words
 from hf_vlp.metrics.vqa import human_answers, normalize_answer
 
 __all__ = [
+    "IGNORED",
     "ImageTextCollator",
     "MaskedLanguageCollator",
+    "MaskingCollator",
     "PairImagesCollator",
     "PreTrainingCollator",
     "QuestionCollator",
+    "Row",
+    "TaskCollator",
 ]
 
-IGNORED = -100
+IGNORED = -100  # the label of what is not to be learnt
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """One good record: its pictures, the text that was chosen, what the task makes of the rest."""
 
     images: list[Image.Image]
@@ -58,8 +62,8 @@ class _Row(NamedTuple):
     generator: random.Random | None  # None in the row that stands for a batch without good records
 
 
-class _TaskCollator(_TrainingCollator):
-    """One text a row, with `num_images` pictures.
+class TaskCollator(TrainingCollator):
+    """One text a row, with `num_images` pictures; where `text_columns` is empty, pictures without a text.
 
     Args:
         pad_to_max_length: pad every batch to `max_length`, as the original VLMo does, not to its longest text.
@@ -70,7 +74,7 @@ class _TaskCollator(_TrainingCollator):
     With `keep` a batch without any good record has no rows, so check the length of a list before running the model.
     """
 
-    text_columns: Sequence[str] = ("captions", "text")
+    text_columns: Sequence[str] = TEXT_COLUMNS
     num_images = 1
 
     def __init__(self, processor, *, pad_to_max_length: bool = False, keep: Sequence[str] | None = None, **options):
@@ -93,14 +97,14 @@ class _TaskCollator(_TrainingCollator):
             batch = self._batch(rows)
         else:
             white = [Image.new("RGB", (64, 64), "white") for _ in range(self.num_images)]
-            batch = self._batch([_Row(white, "a", self._no_target(), None)])
+            batch = self._batch([Row(white, "a", self._no_target(), None)])
             if self.keep is not None:
                 batch = {name: tensor[:0] for name, tensor in batch.items()}
         return {**batch, **{column: [row[index] for row in kept] for index, column in enumerate(self.keep or ())}}
 
-    def _row(self, record: dict[str, Any]) -> _Row | None:
+    def _row(self, record: dict[str, Any]) -> Row | None:
         """The record as a row, or None when it is bad and was counted."""
-        texts = self._texts(record, self.text_columns)
+        texts = self._texts(record, self.text_columns) if self.text_columns else [""]
         target = self._target(record) if texts else None
         images = self._images(record) if target is not None else None
         if images is None:
@@ -109,7 +113,7 @@ class _TaskCollator(_TrainingCollator):
         text = generator.choice(texts)
         if self.augment is not None:
             images = [self.augment(image, generator) for image in images]
-        return _Row(images, text, target, generator)
+        return Row(images, text, target, generator)
 
     def _images(self, record: dict[str, Any]) -> list[Image.Image] | None:
         image = self._image(record)
@@ -122,7 +126,7 @@ class _TaskCollator(_TrainingCollator):
     def _no_target(self) -> Any:
         return ()
 
-    def _batch(self, rows: list[_Row]) -> dict[str, torch.Tensor]:
+    def _batch(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         inputs: dict[str, Any] = {"text": [row.text for row in rows]}
         if self.num_images:
             inputs["images"] = [row.images if self.num_images > 1 else row.images[0] for row in rows]
@@ -143,14 +147,14 @@ class _TaskCollator(_TrainingCollator):
         return record[column]
 
 
-class ImageTextCollator(_TaskCollator):
+class ImageTextCollator(TaskCollator):
     """Pairs for contrastive learning and retrieval: `pixel_values`, `input_ids`, `attention_mask`.
 
     Options: see `CaptionCollator`, `pad_to_max_length` and `keep` (columns to come along as lists).
     """
 
 
-class _MaskingCollator(_TaskCollator):
+class MaskingCollator(TaskCollator):
     """Draws what is masked row by row, hides it in the whole batch at once.
 
     Args:
@@ -188,7 +192,7 @@ class _MaskingCollator(_TaskCollator):
         self.mask_budget = mask_budget
         self.exact_count = exact_count
 
-    def _mask(self, rows: list[_Row], batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _mask(self, rows: list[Row], batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """(masked ids, labels) of a batch, both (rows, length)."""
         input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
         if rows[0].generator is None:
@@ -205,7 +209,7 @@ class _MaskingCollator(_TaskCollator):
         return mask_tokens(input_ids, attention_mask, self.pieces, **options)
 
 
-class MaskedLanguageCollator(_MaskingCollator):
+class MaskedLanguageCollator(MaskingCollator):
     """Texts with hidden words (VLMo's stage 2): `input_ids` (masked), `attention_mask`, `labels` (-100: not hidden).
 
     Pictures that the records hold are not looked at; texts beyond `max_length` are cut.
@@ -227,7 +231,7 @@ class MaskedLanguageCollator(_MaskingCollator):
         return batch
 
 
-class PreTrainingCollator(_MaskingCollator):
+class PreTrainingCollator(MaskingCollator):
     """Pairs for VLMo's stage 3: `pixel_values`, `input_ids`, `attention_mask`, `mlm_input_ids`, `labels`.
 
     `input_ids` are whole, `mlm_input_ids` the same with words hidden, `labels` those of the hidden pieces. Options as
@@ -245,7 +249,7 @@ class PreTrainingCollator(_MaskingCollator):
         return batch
 
 
-class QuestionCollator(_TaskCollator):
+class QuestionCollator(TaskCollator):
     """Questions about pictures, answers as soft labels: `labels` (rows, answers), float scores in [0, 1].
 
     A record has `image`, `question` and one of
@@ -300,12 +304,12 @@ class QuestionCollator(_TaskCollator):
             return ()
         labels, scores = self._labels_and_scores(record)
         if not labels:
-            self.bad_samples.bad("other", f"{_name(record)}: none of its answers is in the vocabulary.")
+            self.bad_samples.bad("other", f"{record_name(record)}: none of its answers is in the vocabulary.")
             return None
         if len(labels) != len(scores) or not all(0 <= label < self.num_labels for label in labels):
             self.bad_samples.bad(
                 "other",
-                f"{_name(record)}: labels {labels} with scores {scores} are none of {self.num_labels} classes.",
+                f"{record_name(record)}: labels {labels} with scores {scores} are none of {self.num_labels} classes.",
             )
             return None
         return labels, scores
@@ -344,7 +348,7 @@ class QuestionCollator(_TaskCollator):
         return batch
 
 
-class PairImagesCollator(_TaskCollator):
+class PairImagesCollator(TaskCollator):
     """Statements about two pictures (NLVR2): `pixel_values` (rows, 2, 3, H, W), `labels` (rows,), 1 for a true one.
 
     A record has `images`, left and right, or `image_left` and `image_right`; `statement` (or `sentence`, `text`); and
@@ -388,7 +392,7 @@ class PairImagesCollator(_TaskCollator):
                 "statements about one picture need num_images=1."
             )
         if len(sources) != 2:
-            self.bad_samples.bad("image", f"{_name(record)} has {len(sources)} pictures, not two.")
+            self.bad_samples.bad("image", f"{record_name(record)} has {len(sources)} pictures, not two.")
             return None
         images = []
         for source in sources:  # a record with a bad picture is counted once
@@ -410,7 +414,8 @@ class PairImagesCollator(_TaskCollator):
         number = self.label2id.get(label.strip().lower()) if isinstance(label, str) else label
         if not isinstance(number, numbers.Integral) or number not in self.label2id.values():
             self.bad_samples.bad(
-                "other", f"{_name(record)}: the label {label!r} is none of {', '.join(map(repr, self.label2id))}."
+                "other",
+                f"{record_name(record)}: the label {label!r} is none of {', '.join(map(repr, self.label2id))}.",
             )
             return None
         return int(number)

@@ -15,7 +15,8 @@ from hf_vlp.auto import ARCHITECTURES
 from hf_vlp.data import tokenization
 from hf_vlp.data.answers import AnswerVocabulary, build_answer_vocabulary
 from hf_vlp.data.augment import AUGMENTATIONS
-from hf_vlp.data.collators import BadSamplePolicy
+from hf_vlp.data.collators import TEXT_COLUMNS, BadSamplePolicy
+from hf_vlp.data.columns import only_columns
 from hf_vlp.data.joint import JointRecords
 from hf_vlp.data.segmentation import segmentation_classes
 from hf_vlp.describe import align
@@ -399,7 +400,7 @@ def find_labels(run: RunArguments, records) -> list[str] | None:
         feature = (getattr(records, "features", None) or {}).get("label")
         if getattr(feature, "names", None):
             return list(feature.names)
-        found = {record["label"] for record in _only_columns(records, ("label",))}
+        found = {record["label"] for record in only_columns(records, ("label",))}
         if all(isinstance(label, str) for label in found):
             return sorted(found)
         if all(isinstance(label, bool) for label in found):
@@ -418,7 +419,7 @@ def iterate_references(records) -> Iterator[list[str]]:
     """The list of captions of each record that has any, without its pictures."""
     from hf_vlp.data.collators import record_captions
 
-    for record in _only_columns(records, ("captions", "text")):
+    for record in only_columns(records, TEXT_COLUMNS):
         if captions := record_captions(record):
             yield captions
 
@@ -435,7 +436,7 @@ def iterate_texts(records, task: str | Task) -> Iterator[str]:
     columns = get_task(task).texts
     if not set(columns) & set(getattr(records, "column_names", None) or columns):
         return  # pictures alone, which need not be read for this
-    for record in _only_columns(records, columns):
+    for record in only_columns(records, columns):
         texts = next((record[column] for column in columns if record.get(column) is not None), ())
         yield from (text for text in ([texts] if isinstance(texts, str) else texts) if text and text.strip())
 
@@ -450,12 +451,6 @@ def take_turns(sources: Iterable[Iterator[str]]) -> Iterator[str]:
                 sources.remove(source)
             else:
                 yield item
-
-
-def _only_columns(records, columns: Sequence[str]):
-    """The records with those of these columns that they have, if they can be narrowed down."""
-    present = [name for name in columns if name in (getattr(records, "column_names", None) or ())]
-    return records.select_columns(present) if present and hasattr(records, "select_columns") else records
 
 
 def first_records(records, count: int | None):

@@ -1,7 +1,5 @@
 """Batches of labelled pictures, with or without a statement about them."""
 
-from typing import Any
-
 import torch
 from PIL import Image
 
@@ -22,15 +20,14 @@ class LabelCollator(PairImagesCollator):
         options: `bad_samples`, `seed`, `augment`, `max_pixels`, `size_hint`; see `CaptionCollator`.
     """
 
+    text_columns = ()
+
     def __init__(self, processor, *, mixup: float = 0.0, cutmix: float = 0.0, label_smoothing: float = 0.0, **options):
         super().__init__(processor, num_images=1, **options)
         self.mixing = None
         if mixup or cutmix or label_smoothing:
             num_classes = max(self.label2id.values()) + 1
             self.mixing = BatchMixing(num_classes, mixup=mixup, cutmix=cutmix, label_smoothing=label_smoothing)
-
-    def _texts(self, record: dict[str, Any], columns=()) -> list[str]:
-        return [""]  # there is none to be missed
 
     def _batch(self, rows) -> dict[str, torch.Tensor]:
         pictures: list[Image.Image] = [row.images[0] for row in rows]

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from torch import nn
 
 from hf_vlp.data.collators import BadSamplePolicy
-from hf_vlp.data.task_collators import _TaskCollator
+from hf_vlp.data.task_collators import TaskCollator
 from hf_vlp.pretraining.naming import plain_model
 
 # End of the names under which a batch holds what the tokenizer looks at -> end of the names of its ids.
@@ -192,7 +192,7 @@ def cache_visual_tokens(records, tokenizer):
 # ---- its training
 
 
-class PictureCollator(_TaskCollator):
+class PictureCollator(TaskCollator):
     """Pictures alone: `pixel_values` (rows, 3, H, W), in [0, 1] with the image processor of a visual tokenizer.
 
     A record has `image`; texts are not looked at. A batch without any good record is one white picture.
@@ -201,8 +201,7 @@ class PictureCollator(_TaskCollator):
         options: `bad_samples`, `seed`, `augment`, `max_pixels`, `size_hint`; see `CaptionCollator`.
     """
 
-    def _texts(self, record: dict[str, Any], columns=()) -> list[str]:
-        return [""]  # there is none to be missed
+    text_columns = ()
 
     def _batch(self, rows) -> dict[str, torch.Tensor]:
         return {"pixel_values": self._pixel_values([row.images[0] for row in rows])}
