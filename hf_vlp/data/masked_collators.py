@@ -36,10 +36,28 @@ from hf_vlp.data.collators import BadSamplePolicy, TrainingCollator
 from hf_vlp.data.patch_masks import draw_block_mask, num_masked_patches
 from hf_vlp.data.task_collators import IGNORED, MaskedLanguageCollator, MaskingCollator, Row, TaskCollator
 
-__all__ = ["SIDES", "JointPreTrainingCollator", "MaskedImageCollator", "MaskedPairCollator"]
+__all__ = [
+    "SIDES",
+    "TOKEN_IDS",
+    "JointPreTrainingCollator",
+    "MaskedImageCollator",
+    "MaskedPairCollator",
+    "check_patches_stay",
+]
 
 SIDES = ("both", "text", "image", "alternate")
-TOKEN_IDS = "visual_token_ids"
+TOKEN_IDS = "visual_token_ids"  # as `hf_vlp.data.visual_tokens.COLUMN`
+
+
+def check_patches_stay(augment: Callable | None) -> None:
+    """Raise ValueError for an augmentation under which cached visual tokens would be those of other patches."""
+    if augment is not None and getattr(augment, "is_geometric", True):
+        raise ValueError(
+            f"The records have cached {TOKEN_IDS} of whole pictures, and {type(augment).__name__} trains on parts or "
+            "mirrored ones, whose patches are others. Leave out the augmentation (colours alone may change: "
+            f"beit_pretraining with min_scale 1 and flip false), or the column {TOKEN_IDS} "
+            "(model.cache_visual_tokens)."
+        )
 
 
 class _Repeating(TrainingCollator):
@@ -58,7 +76,8 @@ class _PatchMasking(_Repeating, TaskCollator):
         image_mask_ratio: share of the patches that is hidden, see `num_masked_patches`.
         exact_mask_count: hide exactly so many, as in BEiT v2, not at most (`draw_block_mask`).
         tokenizer_image_size: side of `tokenizer_pixel_values`; by default that of the processor's pictures.
-        tokenizer_resample: how these are resized: `"bicubic"` for VQ-KD, `"lanczos"` (to 112) for DALL-E's tokenizer.
+        tokenizer_resample: how these are resized: `"bicubic"` for VQ-KD, `"lanczos"` (to 112) for DALL-E's tokenizer,
+            a callable of which maps values x to 0.8 x + 0.1 itself.
     """
 
     def __init__(
@@ -92,18 +111,14 @@ class _PatchMasking(_Repeating, TaskCollator):
 
     def __call__(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         self._has_token_ids = bool(records) and TOKEN_IDS in records[0]
-        if self._has_token_ids and self.augment is not None and getattr(self.augment, "is_geometric", True):
-            raise ValueError(
-                f"The records have cached {TOKEN_IDS} of whole pictures, and {type(self.augment).__name__} trains on "
-                "parts or mirrored ones, whose patches are others. Leave out the augmentation (colours alone may "
-                f"change: beit_pretraining with min_scale 1 and flip false), or the column {TOKEN_IDS}."
-            )
+        if self._has_token_ids:
+            check_patches_stay(self.augment)
         return super().__call__(records)
 
     def _target(self, record: dict[str, Any]) -> Any:
         if not self._has_token_ids:
             return ()
-        ids = record[TOKEN_IDS]
+        ids = record.get(TOKEN_IDS)
         if ids is None:
             self.bad_samples.bad("other", f"A record has no {TOKEN_IDS}, others do.")
             return None

@@ -589,6 +589,12 @@ def _check_run(run: RunArguments):
     for name in ("mixup", "cutmix", "label_smoothing"):
         if getattr(run.batches, name) and name not in TASKS[run.task].collator_options:
             raise ValueError(f"batches.{name} is for labelled pictures: task={run.task!r} does not take it.")
+    augment = next(iter(run.batches.augment or {}), None)
+    if augment is not None and (augment == "segmentation") != (run.task == "semantic_segmentation"):
+        raise ValueError(
+            f"batches.augment: {augment} does not fit task={run.task!r}: `segmentation` changes pictures with their "
+            "maps of classes, all others pictures alone."
+        )
     if run.peft is not None and run.model.freeze:
         raise ValueError("peft freezes the whole model: leave model.freeze empty.")
     if run.peft is not None and not run.peft.merge and run.model.model_name_or_path is None:

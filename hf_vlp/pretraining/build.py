@@ -198,7 +198,8 @@ def _set_up(model, settings: ModelArguments):
 
 def _start_without_texts(settings: ModelArguments, model_class: type) -> Start:
     """A new model of pictures alone, with an image processor for processor."""
-    for name in ("vision_model_name_or_path", "beit_model_name_or_path", "tokenizer_name_or_path"):
+    for name in ("vision_model", "beit_model", "vlmo_model", "tokenizer"):
+        name = f"{name}_name_or_path"
         if getattr(settings, name):
             raise ValueError(f"{settings.architecture} is not built from other models: leave out model.{name}.")
     model = _set_up(model_class(make_config(settings.architecture, settings.config)), settings)
@@ -506,6 +507,7 @@ def make_collator(run: RunArguments, processor, model, collator_class: type | No
 
 
 __all__ = [
+    "AUGMENTATION_OPTIONS",
     "Start",
     "build_model_and_processor",
     "check_architecture",

@@ -14,6 +14,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from hf_vlp.adapters import apply_lora, merge_lora, save_adapter
+from hf_vlp.data.masked_collators import check_patches_stay
 from hf_vlp.data.sources import load_records
 from hf_vlp.evaluation import evaluate_model, format_scores, is_score
 from hf_vlp.hub.cards import Evaluation, make_card
@@ -21,6 +22,7 @@ from hf_vlp.hub.export import save_repository
 from hf_vlp.metrics.captioning import CiderDScorer, DocumentFrequencies, build_document_frequencies
 from hf_vlp.pretraining.arguments import ModelArguments, RunArguments, parse_arguments
 from hf_vlp.pretraining.build import (
+    AUGMENTATION_OPTIONS,
     check_lengths,
     describe_start,
     find_labels,
@@ -28,6 +30,7 @@ from hf_vlp.pretraining.build import (
     freeze_towers,
     iterate_references,
     iterate_texts,
+    make_augmentation,
     make_collator,
     start_model,
     take_turns,
@@ -167,6 +170,8 @@ def train_stage(
     check_lengths(stage, model)
     visual_tokenizer = prepare_visual_tokens(stage, model, show)
     if visual_tokenizer is not None and stage.model.cache_visual_tokens:
+        for name in AUGMENTATION_OPTIONS:  # found before hours of tokenizing, not in the first batch behind them
+            check_patches_stay(make_augmentation(getattr(stage.batches, name), name))
         with PartialState().main_process_first():
             records = cache_visual_tokens(records, visual_tokenizer)
     use_cache = getattr(model.config, "use_cache", None)

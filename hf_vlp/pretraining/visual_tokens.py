@@ -146,6 +146,11 @@ def prepare_visual_tokens(stage, model, show: Callable[[str], None] = print):
                 "A visual tokenizer with target='features' needs a teacher: set model.visual_teacher_name_or_path, or "
                 "model.config.target=pixels to train without one."
             )
+    elif settings.visual_teacher_name_or_path:
+        show(
+            f"The teacher {settings.visual_teacher_name_or_path} is not used: {type(plain).__name__} is no visual "
+            "tokenizer."
+        )
     path = settings.visual_tokenizer_name_or_path
     if not path:
         return None

@@ -255,7 +255,9 @@ def test_a_record_without_its_tokens_is_a_bad_one(processor):
     collator = make(MaskedImageCollator, processor)
     batch = collator([with_ids(RECORDS[0]), {**RECORDS[1], "visual_token_ids": None}])
     assert len(batch["visual_token_ids"]) == 1
-    assert collator.bad_samples.counts["other"] == 1
+    batch = collator([with_ids(RECORDS[0]), RECORDS[1]])
+    assert len(batch["visual_token_ids"]) == 1
+    assert collator.bad_samples.counts["other"] == 2
 
 
 # Draws

@@ -159,6 +159,14 @@ def test_wrong_stages_are_named(stages, message):
         parse_arguments({"stages": stages})
 
 
+@pytest.mark.parametrize(
+    "task, augment", [("image_classification", "segmentation"), ("semantic_segmentation", "vlmo_training")]
+)
+def test_an_augmentation_of_pictures_with_or_without_maps_must_fit_the_task(task, augment):
+    with pytest.raises(ValueError, match=f"augment: {augment} does not fit task='{task}'"):
+        parse_arguments({"task": task, "batches": {"augment": {augment: {}}}})
+
+
 def test_settings_read_again_are_the_same():
     content = {"training": {"learning_rate": 1e-3}, "stages": [{"name": "a"}, {"name": "b", "task": "captioning"}]}
     run = parse_arguments(content, ["--max_steps", "3"])

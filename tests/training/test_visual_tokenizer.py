@@ -30,6 +30,7 @@ from hf_vlp.pretraining.visual_tokens import (
     cache_visual_tokens,
     check_visual_tokenizer,
     load_visual_tokenizer,
+    prepare_visual_tokens,
     visual_vocabulary,
 )
 from tests.models.tiny_vqkd import SIZES, make_pixels, make_tokenizer, make_training_model
@@ -315,10 +316,8 @@ def test_run_trains_saves_and_resumes_with_its_codebook(tmp_path):
     assert all(torch.equal(value, resumed[name]) for name, value in whole.state_dict().items())
 
 
-def test_next_run_takes_the_tokenizer_and_its_vocabulary(tmp_path, monkeypatch):
-    from hf_vlp.data import visual_tokens
-
-    monkeypatch.setattr(visual_tokens, "default_cache_dir", lambda: tmp_path / "cache")
+def next_run(tmp_path) -> dict:
+    """Masked image modelling with the visual tokenizer in `tokenizer`."""
     make_training_model().save_pretrained(tmp_path / "tokenizer")
     run = settings(tmp_path / "model", max_steps=2)
     run["task"] = "masked_image"
@@ -331,6 +330,14 @@ def test_next_run_takes_the_tokenizer_and_its_vocabulary(tmp_path, monkeypatch):
         "config": {"image_size": 16, "patch_size": 4, **{name: getattr(sizes, name) for name in names}},
     }
     run["data"]["record_type"] = "captions"  # a tokenizer of texts comes along with the model
+    return run
+
+
+def test_next_run_takes_the_tokenizer_and_its_vocabulary(tmp_path, monkeypatch):
+    from hf_vlp.data import visual_tokens
+
+    monkeypatch.setattr(visual_tokens, "default_cache_dir", lambda: tmp_path / "cache")
+    run = next_run(tmp_path)
     for cache in (False, True):
         run["model"]["cache_visual_tokens"] = cache
         train(run)
@@ -341,6 +348,30 @@ def test_next_run_takes_the_tokenizer_and_its_vocabulary(tmp_path, monkeypatch):
     run["model"]["config"]["visual_vocab_size"] = 99
     with pytest.raises(ValueError, match="codebook_size=12"):
         train(run)
+
+
+def test_tokens_are_not_cached_for_patches_that_move(tmp_path, monkeypatch):
+    from hf_vlp.data import visual_tokens
+
+    monkeypatch.setattr(visual_tokens, "default_cache_dir", lambda: tmp_path / "cache")
+    run = next_run(tmp_path)
+    run["model"]["cache_visual_tokens"] = True
+    run["batches"] = {"augment": {"random_resized_crop": {}}}
+    with pytest.raises(ValueError, match="RandomResizedCrop trains on parts"):
+        train(run)
+    assert not (tmp_path / "cache").exists()  # before anything was tokenized
+
+
+def test_what_a_run_has_no_use_for_is_named(tmp_path):
+    run = settings(tmp_path)
+    run["model"]["vlmo_model_name_or_path"] = "vlmo"
+    with pytest.raises(ValueError, match=r"leave out model\.vlmo_model_name_or_path"):
+        train(run)
+    run = next_run(tmp_path)
+    run["model"] |= {"visual_teacher_name_or_path": "clip"}
+    shown: list[str] = []
+    prepare_visual_tokens(parse_arguments(run), make_predictor(), shown.append)
+    assert shown == [f"The teacher clip is not used: {type(make_predictor()).__name__} is no visual tokenizer."]
 
 
 def test_features_need_a_teacher_of_the_same_grid(tmp_path):
