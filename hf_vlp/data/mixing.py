@@ -106,8 +106,8 @@ class BatchMixing:
         side = math.sqrt(1.0 - share)
         box_height, box_width = int(height * side), int(width * side)
         centre_y, centre_x = generator.randrange(height), generator.randrange(width)
-        top, bottom = (min(height, max(0, centre_y + half)) for half in (-(box_height // 2), box_height // 2))
-        left, right = (min(width, max(0, centre_x + half)) for half in (-(box_width // 2), box_width // 2))
+        top, bottom = (min(height, max(0, centre_y + half)) for half in (-(box_height // 2), (box_height + 1) // 2))
+        left, right = (min(width, max(0, centre_x + half)) for half in (-(box_width // 2), (box_width + 1) // 2))
         mixed = pixel_values.clone()
         mixed[..., top:bottom, left:right] = pixel_values.flip(0)[..., top:bottom, left:right]
         return mixed, 1.0 - (bottom - top) * (right - left) / (height * width)
