@@ -388,8 +388,9 @@ tokenizer.save_pretrained("again")
 """
 
 
-def test_export_gives_equal_ids_without_the_package(tmp_path):
-    model, pixels = make_training_model(), make_pixels()
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_export_gives_equal_ids_without_the_package(model_class, tmp_path):
+    model, pixels = make_tokenizer(model_class=model_class), make_pixels()
     model.save_pretrained(tmp_path / "exported")
     torch.save(pixels, tmp_path / "pixels")
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}

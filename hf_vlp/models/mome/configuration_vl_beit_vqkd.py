@@ -98,6 +98,19 @@ class VlBeitVqkdConfig(PreTrainedConfig):
         """Values that the decoder gives for a patch."""
         return self.num_channels * self.patch_size**2 if self.target == "pixels" else self.target_dim
 
+    def to_dict(self) -> dict:
+        """As in the base class; where a class of the model is saved, under one name.
+
+        The library takes VlBeitVqkdTokenizer by its name for a tokenizer of texts, and enters a pair of classes, slow
+        and fast, which nothing can load as a model.
+        """
+        content = super().to_dict()
+        if auto_map := content.get("auto_map"):
+            content["auto_map"] = {
+                auto_class: name if isinstance(name, str) else name[0] for auto_class, name in auto_map.items()
+            }
+        return content
+
     def validate_architecture(self):
         """Called by the base class at construction and before saving."""
         self.check_sizes()
