@@ -75,6 +75,14 @@ def describe_source(loaded: LoadedCheckpoint) -> dict[str, Any]:
     }
 
 
+def describe_conversion(loaded: LoadedCheckpoint) -> str:
+    """What the card of a converted model says of its file."""
+    return (
+        f"Converted from `{loaded.path.name}` (SHA-256 `{loaded.sha256}`); see `{FILE_NAME}` for what was read, "
+        "dropped and checked."
+    )
+
+
 def enumerate_names(names: list[str], limit: int = 12) -> str:
     """`a, b, c and 4 more`."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
@@ -105,4 +113,4 @@ def _versions() -> dict[str, str]:
     }
 
 
-__all__ = ["FILE_NAME", "ConversionReport", "describe_source", "enumerate_names"]
+__all__ = ["FILE_NAME", "ConversionReport", "describe_conversion", "describe_source", "enumerate_names"]

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hf_vlp.conversion.checks import check_finite_outputs, compare_outputs
-from hf_vlp.conversion.report import FILE_NAME, ConversionReport, describe_source, enumerate_names
+from hf_vlp.conversion.report import FILE_NAME, ConversionReport, describe_conversion, describe_source, enumerate_names
 from hf_vlp.conversion.safe_load import LoadedCheckpoint, load_checkpoint
 from hf_vlp.hub.cards import load_checkpoint_data, make_card, published_checkpoints
 from hf_vlp.hub.export import save_repository, staged_directory
@@ -912,15 +912,12 @@ def write_repository(
         checks=checks,
         notes=[*lacking, *notes],
     )
-    description = (
-        f"Converted from the original file `{loaded.path.name}` (SHA-256 `{loaded.sha256}`); see "
-        f"`{FILE_NAME}` for what was read, dropped and checked."
-    )
+    options = {"description": describe_conversion(loaded), "converted_from": loaded.path.name, **(card_options or {})}
     save_repository(
         output,
         model=model,
         processor=processor,
-        card=make_card(model, description=description, **(card_options or {})),
+        card=make_card(model, **options),
         extra_files={FILE_NAME: report.to_dict()},
     )
     if push_to_hub is not None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from hf_vlp.conversion.checks import check_finite_outputs, compare_outputs
-from hf_vlp.conversion.report import FILE_NAME, ConversionReport, describe_source, enumerate_names
+from hf_vlp.conversion.report import FILE_NAME, ConversionReport, describe_conversion, describe_source, enumerate_names
 from hf_vlp.conversion.safe_load import load_checkpoint
 from hf_vlp.hub.cards import make_card
 from hf_vlp.hub.export import save_repository, staged_directory
@@ -265,8 +265,9 @@ def convert(
         raise ValueError("The way back does not give the file again: please report this.")
     checks = [f"{len(kept)} tensors converted back, equal bit for bit"]
     model = model_class(head)(model_config)
-    fresh = {name: model.state_dict()[name] for name in result.new}
-    model.load_state_dict({**result.state_dict, **fresh}, strict=True)
+    # Counts that the file lacks, the same for all codes: training would replace codes that were never chosen.
+    counts = {name: torch.ones_like(model.state_dict()[name]) for name in result.new}
+    model.load_state_dict({**result.state_dict, **counts}, strict=True)
     checks.append("strict loading into the model")
     side = model_config.image_size
     pixels = torch.rand(2, model_config.num_channels, side, side, generator=torch.Generator().manual_seed(0))
@@ -298,15 +299,11 @@ def convert(
         checks=checks,
         notes=["Give it pixels in [0, 1]: divided by 255, not normalised. Its image processor does so."],
     )
-    description = (
-        f"Converted from the original file `{loaded.path.name}` (SHA-256 `{loaded.sha256}`); see `{FILE_NAME}` for "
-        "what was read, dropped and checked."
-    )
     save_repository(
         output,
         model=model,
         processor=make_image_processor(model_config),
-        card=make_card(model, description=description),
+        card=make_card(model, description=describe_conversion(loaded), converted_from=loaded.path.name),
         extra_files={FILE_NAME: report.to_dict()},
     )
     if push_to_hub is not None:

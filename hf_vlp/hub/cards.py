@@ -277,6 +277,7 @@ def make_card(
     datasets: Sequence[str] = (),
     languages: Sequence[str] | None = None,
     checkpoint: str | None = None,
+    converted_from: str | None = None,
 ) -> ModelCard:
     """The card of a model: `str(card)` is the README.
 
@@ -291,6 +292,7 @@ def make_card(
         languages: codes of the languages it knows; by default those of the architecture's card data.
         checkpoint: name of the published file that it was converted from, see `published_checkpoints()`; the card then
             tells licence, origin, training and the numbers that its authors report.
+        converted_from: name of any other file that weights were taken from, whose licence holds for them.
 
     Raises ValueError for a model of an architecture without card data, for a checkpoint of another kind than the
     model, and for a figure that is not a number.
@@ -309,7 +311,12 @@ def make_card(
         )
     evaluations = list(evaluations)
     title = title or (Path(model_id).name if model_id else checkpoint or data["name"])
-    metadata = {**data["metadata"], **({"license": published["license"]} if published else {})}
+    metadata, licence_text = dict(data["metadata"]), data["metadata"]["license"]
+    if published:
+        metadata["license"], licence_text = published["license"], published["licence_text"]
+    elif converted_from:
+        licence_text = f"that of `{converted_from}` for the weights taken from it; {licence_text} for the code"
+        metadata["license"] = "other"
     tags = [*task.tags, *metadata["tags"]]
     if has_adapters:
         tags.append("lora")
@@ -348,7 +355,7 @@ def make_card(
         summary=data["summary"].strip(),
         paper_link=f"{data['name']}, [{paper['title']}]({paper['url']}) ({paper['year']})",
         size=_describe_size(model),
-        licence_text=published.get("licence_text", metadata["license"]),
+        licence_text=licence_text,
         facts=facts,
         description=description.strip(),
         origin=_render_origin(published),
@@ -478,8 +485,8 @@ def _render_paper_results(
         )
     else:
         text = (
-            f"For comparison, the numbers of the paper ({results['unit']}), {conditions}. They are **not** of this "
-            "checkpoint:"
+            f"For comparison, {results.get('whose', 'the numbers of the paper')} ({results['unit']}), {conditions}. "
+            "**Not** measured on this checkpoint:"
         )
     return f"{text}\n\n{_table(['model', *(column['name'] for column in columns)], rows)}"
 

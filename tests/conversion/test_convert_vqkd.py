@@ -120,6 +120,7 @@ def test_file_without_decoder_and_counts_is_converted(original, model, tmp_path)
     report = vqkd.convert(path, tmp_path / "out", config=HEADS)
     assert report.new == ["codebook.cluster_size"]
     loaded = VlBeitVqkdTokenizer.from_pretrained(tmp_path / "out")
+    assert loaded.codebook.cluster_size.eq(1).all()  # training goes on with these codes
     assert torch.equal(loaded.get_token_ids(make_pixels()), model.get_token_ids(make_pixels()))
     with pytest.raises(ValueError, match=r"lacks tensors of VlBeitVqkdForTraining: decoder\."):
         vqkd.convert(path, tmp_path / "other", head="training", config=HEADS)

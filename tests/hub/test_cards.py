@@ -36,7 +36,7 @@ from tests.hub import tiny_vlmo
 from tests.hub.tiny_vc_gpt import make_picture, make_tiny_model, make_tiny_processor
 
 ROOT = Path(__file__).parent.parent.parent
-CLASS_NAMES = [*tiny_vlmo.CLASS_NAMES, *tiny_vlmo.VL_BEIT_CLASS_NAMES]
+CLASS_NAMES = [*tiny_vlmo.CLASS_NAMES, *tiny_vlmo.VL_BEIT_CLASS_NAMES, *tiny_vlmo.VQKD_CLASSES]
 EVALUATION = Evaluation(
     dataset="scenes",
     split="compositional",
@@ -196,7 +196,7 @@ def repositories(tmp_path_factory):
     for name in CLASS_NAMES:
         model = tiny_vlmo.make_model(name)
         card = make_card(model, model_id=f"./{name}")
-        save_repository(folder / name, model=model, processor=tiny_vlmo.make_processor(), card=card)
+        save_repository(folder / name, model=model, processor=tiny_vlmo.make_processor_of(name), card=card)
     for index, file in enumerate(("photo.jpg", "photo2.jpg")):
         make_picture(index).save(folder / file)
     return folder
@@ -281,6 +281,23 @@ def test_cards_of_vl_beit_tell_that_nothing_of_the_paper_was_released_and_what_w
     assert "inferred) | 77.5 | 77.8 | 81.9 | 82.7 | 79.5 | 61.5 | 95.8 | 83.9 | - | - |" in str(
         make_card(tiny_vlmo.make_model("VlBeitForPreTraining"))
     )
+
+
+def test_card_of_a_tokenizer_names_no_source_of_the_published_figure_but_its_file():
+    text = str(make_card(tiny_vlmo.make_model("VlBeitVqkdTokenizer")))
+    assert "| vqkd_encoder_base_decoder_3x768x12_clip (published) | 97 |" in text
+    assert "the published figure (in per cent), on data that are not known here. **Not** measured on this" in text
+    assert "paper (" not in text
+    evaluation = Evaluation("imagenet", "validation", {"codes_used": 0.5})
+    card = make_card(tiny_vlmo.make_model("VlBeitVqkdTokenizer"), evaluations=[evaluation])
+    assert "| **this checkpoint** | not measured |" in str(card)
+
+
+def test_weights_from_a_file_of_others_keep_its_licence():
+    model = tiny_vlmo.make_model("VlBeitForPreTraining")
+    text = str(make_card(model, converted_from="beit.pth"))
+    assert ModelCard(text).data.license == "other"
+    assert "* Licence: that of `beit.pth` for the weights taken from it; apache-2.0 for the code\n" in text
 
 
 def test_pre_training_of_vl_beit_is_not_that_of_vlmo():

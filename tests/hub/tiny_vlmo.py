@@ -2,11 +2,13 @@
 
 import torch
 
+from hf_vlp.conversion.vqkd import make_image_processor
 from hf_vlp.data.tokenization import train_bert_tokenizer
 from hf_vlp.models.mome import modeling_vl_beit, modeling_vlmo
 from hf_vlp.models.mome.configuration_vl_beit import VlBeitConfig
 from hf_vlp.models.mome.configuration_vlmo import VlmoConfig
 from hf_vlp.models.mome.processing_mome import MomeImageProcessorPil, MomeProcessor
+from tests.models import tiny_vqkd
 
 CLASS_NAMES = [
     name
@@ -15,6 +17,10 @@ CLASS_NAMES = [
 ]
 # Classes of VL-BEiT that do what none of VLMo does.
 VL_BEIT_CLASS_NAMES = ["VlBeitForPreTraining", "VlBeitForSemanticSegmentation"]
+VQKD_CLASSES = {
+    model_class.__name__: model_class
+    for model_class in (tiny_vqkd.VlBeitVqkdTokenizer, tiny_vqkd.VlBeitVqkdForTraining)
+}
 TEXTS = ["two dogs play on a beach", "What is on the table?", "a photo of a cat or a red bus"]
 
 
@@ -22,8 +28,15 @@ def make_processor() -> MomeProcessor:
     return MomeProcessor(MomeImageProcessorPil(size=32), train_bert_tokenizer(TEXTS, 120))
 
 
+def make_processor_of(name: str):
+    """The processor of a class: for visual tokenizers an image processor alone."""
+    return make_image_processor(make_model(name).config) if name in VQKD_CLASSES else make_processor()
+
+
 def make_model(name: str, seed: int = 0, **config_kwargs):
-    """A model of any class of VLMo or VL-BEiT, by its name."""
+    """A model of any class of VLMo, VL-BEiT or its visual tokenizer, by its name."""
+    if name in VQKD_CLASSES:
+        return tiny_vqkd.make_tokenizer(seed=seed, model_class=VQKD_CLASSES[name], **config_kwargs)
     is_vl_beit = name.startswith("VlBeit")
     module, config_class = (modeling_vl_beit, VlBeitConfig) if is_vl_beit else (modeling_vlmo, VlmoConfig)
     config = config_class(
