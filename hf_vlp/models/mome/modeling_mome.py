@@ -327,6 +327,13 @@ class MomePreTrainedModel(SelfContainedSaving, PreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding):
         self.base_model.text_embeddings.word_embeddings = value
 
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The layer that scores the vocabulary, in models that predict words."""
+        return self.mlm_head.decoder if hasattr(self, "mlm_head") else None
+
+    def set_output_embeddings(self, value: nn.Linear):
+        self.mlm_head.decoder = value
+
     def _make_base_model(self) -> "MomeModel":
         """The model without a head that a head of this system is built on."""
         raise TypeError(f"{type(self).__name__} is a base class: use a class of VLMo or VL-BEiT.")
@@ -566,12 +573,6 @@ class MomeForMaskedLM:
         self._add_base_model()
         self.mlm_head = MomeMaskedLanguageHead(config)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.mlm_head.decoder
-
-    def set_output_embeddings(self, value: nn.Linear):
-        self.mlm_head.decoder = value
 
     @can_return_tuple
     def forward(

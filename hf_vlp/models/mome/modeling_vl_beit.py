@@ -261,12 +261,6 @@ class VlBeitForPreTraining(VlBeitPreTrainedModel):
         self.mim_head = nn.Linear(config.hidden_size, config.visual_vocab_size)
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.mlm_head.decoder
-
-    def set_output_embeddings(self, value: nn.Linear):
-        self.mlm_head.decoder = value
-
     @can_return_tuple
     def forward(
         self,

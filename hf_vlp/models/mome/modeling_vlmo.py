@@ -228,12 +228,6 @@ class VlmoForPreTraining(VlmoPreTrainedModel):
         self.logit_vl_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.mlm_head.decoder
-
-    def set_output_embeddings(self, value: nn.Linear):
-        self.mlm_head.decoder = value
-
     @can_return_tuple
     def get_image_features(
         self, pixel_values: torch.FloatTensor, vl_branch: bool = False, **kwargs
