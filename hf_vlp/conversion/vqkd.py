@@ -8,11 +8,10 @@ Layout: the released code of "BEiT v2: Masked Image Modeling with Vector-Quantiz
 >>> print(convert("vqkd_encoder_base_decoder_3x768x12_clip-d5036aa7.pth", "vqkd"))
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from hf_vlp.conversion.checks import check_finite_outputs, compare_outputs
 from hf_vlp.conversion.report import FILE_NAME, ConversionReport, describe_conversion, describe_source, enumerate_names
 from hf_vlp.conversion.safe_load import load_checkpoint
+from hf_vlp.conversion.vlmo import read_fields
 from hf_vlp.hub.cards import make_card
 from hf_vlp.hub.export import save_repository, staged_directory
 from hf_vlp.models.mome.configuration_vl_beit_vqkd import VlBeitVqkdConfig
@@ -254,7 +254,7 @@ def convert(
         return convert_back(checkpoint, output)
     head = head or "tokenizer"
     loaded = load_checkpoint(checkpoint, float32=True)
-    wanted = infer_config(loaded.state_dict, **_read_fields(config))
+    wanted = infer_config(loaded.state_dict, **read_fields(config, VlBeitVqkdConfig))
     model_config = VlBeitVqkdConfig(**wanted)
     result = convert_state_dict(loaded.state_dict, model_config, head)
     if broken := [name for name, value in result.state_dict.items() if not torch.isfinite(value).all()]:
@@ -345,21 +345,6 @@ def convert_back(repository: str | Path, output: str | Path) -> Path:
         else:
             torch.save({"model": reverted}, staging / output.name)
     return output
-
-
-def _read_fields(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
-    """Fields of the configuration that were given, alone or in a JSON file; raises ValueError for unknown ones."""
-    if config is not None and not isinstance(config, Mapping):
-        try:
-            config = json.loads(Path(config).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{config} is not JSON ({error}).") from error
-        if not isinstance(config, Mapping):
-            raise ValueError("The configuration must be a JSON object {field: value}.")
-    known = {field.name for field in fields(VlBeitVqkdConfig)}
-    if unknown := sorted(set(config or ()) - known):
-        raise ValueError(f"VlBeitVqkdConfig has no field {enumerate_names(unknown)}.")
-    return dict(config or {})
 
 
 __all__ = [

@@ -1,6 +1,7 @@
-"""What the configurations of VLMo and VL-BEiT share."""
+"""What the configurations of VLMo and VL-BEiT share, and checks that those of visual tokenizers need too."""
 
 import math
+from collections.abc import Sequence
 
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
@@ -33,6 +34,32 @@ _LIBRARY_FIELDS = {
     *("model_type", "auto_map", "custom_pipelines", "name_or_path", "attn_implementation", "torch_dtype"),
     *("_commit_hash", "_attn_implementation", "_from_auto", "num_labels"),
 }
+
+
+def check_transformer(config: PreTrainedConfig, sizes: Sequence[str]):
+    """Raise ValueError for fields that no Transformer over the patches of pictures can have.
+
+    sizes: names of the fields that must be at least 1.
+    """
+    for name in sizes:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 1.")
+    if config.hidden_act not in ACT2FN:
+        raise ValueError(f"hidden_act={config.hidden_act!r} is not one of {', '.join(ACT2FN)}.")
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"hidden_size={config.hidden_size} is not a multiple of num_attention_heads={config.num_attention_heads}."
+        )
+    if config.image_size % config.patch_size:
+        raise ValueError(
+            f"image_size={config.image_size} is not a multiple of patch_size={config.patch_size}: pixels at the "
+            "border would be lost."
+        )
+    for name in ("layer_norm_eps", "initializer_range"):
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{name}={getattr(config, name)} must be positive.")
+    if not 0 <= config.drop_path_rate < 1:
+        raise ValueError(f"drop_path_rate={config.drop_path_rate} must lie in [0, 1).")
 
 
 @strict
@@ -161,22 +188,9 @@ class MomeConfig(PreTrainedConfig):
 
     def check_sizes(self):
         """Raise ValueError when a choice is unknown or two sizes do not fit together."""
-        for name in _SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        check_transformer(self, _SIZES)
         if self.vision_stem not in VISION_STEMS:
             raise ValueError(f"vision_stem={self.vision_stem!r} is not one of {', '.join(map(repr, VISION_STEMS))}.")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act={self.hidden_act!r} is not one of {', '.join(ACT2FN)}.")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
-            )
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}: pixels at the "
-                "border would be lost."
-            )
         if not 0 <= self.vl_expert_start_layer <= self.num_hidden_layers:
             raise ValueError(
                 f"vl_expert_start_layer={self.vl_expert_start_layer} must lie between 0 and num_hidden_layers="
@@ -189,12 +203,10 @@ class MomeConfig(PreTrainedConfig):
             )
         if self.type_vocab_size < 2:
             raise ValueError(f"type_vocab_size={self.type_vocab_size}: text and pictures need at least 2.")
-        for name in ("layer_norm_eps", "text_layer_norm_eps", "initializer_range"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
-        for name in ("drop_path_rate", "text_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+        if self.text_layer_norm_eps <= 0:
+            raise ValueError(f"text_layer_norm_eps={self.text_layer_norm_eps} must be positive.")
+        if not 0 <= self.text_dropout < 1:
+            raise ValueError(f"text_dropout={self.text_dropout} must lie in [0, 1).")
         for name, value in vars(self).items():
             if name.endswith("_loss_weight") and value < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
@@ -205,4 +217,4 @@ class MomeConfig(PreTrainedConfig):
             )
 
 
-__all__ = ["MomeConfig"]
+__all__ = ["MomeConfig", "check_transformer"]

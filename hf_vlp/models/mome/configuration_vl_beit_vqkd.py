@@ -2,7 +2,8 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
+
+from .configuration_mome import check_transformer
 
 TARGETS = ("features", "pixels")
 
@@ -117,26 +118,10 @@ class VlBeitVqkdConfig(PreTrainedConfig):
 
     def check_sizes(self):
         """Raise ValueError when a choice is unknown or two sizes do not fit together."""
-        for name in _SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act={self.hidden_act!r} is not one of {', '.join(ACT2FN)}.")
+        check_transformer(self, _SIZES)
         if self.target not in TARGETS:
             raise ValueError(f"target={self.target!r} is not one of {', '.join(map(repr, TARGETS))}.")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
-            )
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}: pixels at the "
-                "border would be lost."
-            )
-        for name in ("layer_norm_eps", "initializer_range"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
-        for name in ("drop_path_rate", "codebook_decay", "revive_below"):
+        for name in ("codebook_decay", "revive_below"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
         if self.commitment_loss_weight < 0:
