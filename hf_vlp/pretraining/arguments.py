@@ -137,18 +137,24 @@ class BatchArguments:
     pad_to_max_length: bool = setting(False, "Pad every batch to max_length, as the original VLMo does.")
     mask_probability: float = setting(0.15, "Share of the word pieces that masked language modelling hides.")
     whole_word: bool = setting(
-        True, "Hide whole words, not single pieces; joint_pretraining hides pieces unless this says otherwise."
+        True,
+        "Hide whole words, not single pieces; joint_pretraining hides pieces unless this says otherwise, a decision "
+        "of this package.",
     )
     mask_budget: Literal["tokens", "padded_length"] = setting(
         "tokens", "What the share is of: the pieces of a text, or (as in the original) its padded length."
     )
     pair_mask_probability: float = setting(0.5, "joint_pretraining: share of the word pieces of pairs that is hidden.")
     mask_pair_sides: Literal["both", "text", "image", "alternate"] = setting(
-        "both", "joint_pretraining: what of a pair is masked; alternate: one side of each, drawn anew every time."
+        "both",
+        "joint_pretraining: what of a pair is masked; alternate: one side of each, drawn anew every time. Both at "
+        "once is a decision of this package.",
     )
     image_mask_ratio: float = setting(0.4, "Share of the patches of a picture that masked image modelling hides.")
     exact_mask_count: bool = setting(
-        True, "Hide exactly floor(ratio * patches) patches, as in BEiT v2; false: at most so many, as in BEiT."
+        True,
+        "Hide exactly floor(ratio * patches) patches, a decision of this package (BEiT v2 hides exactly 75 of 196); "
+        "false: at most so many, as in BEiT.",
     )
     tokenizer_image_size: int | None = setting(
         None, "Side of the pictures that the visual tokenizer sees; default: what it was made for, or the model's."
@@ -292,7 +298,11 @@ class EvaluationArguments:
             "longest_edge: 2048, stride: 341}; default: each picture fills one window."
         },
     )
-    rerank: int = setting(0, "Retrieval: candidates of each query that the matching head scores again; 0 for none.")
+    rerank: int = setting(
+        0,
+        "Retrieval: candidates of each query that the matching head scores again; 0 for none. VL-BEiT's number is not "
+        "known: the 128 of its recipes are a decision of this package.",
+    )
     constant_candidates: int = setting(
         200, "Training captions among which the best constant one is searched; 0 for no baselines from training data."
     )

@@ -1,5 +1,7 @@
 """Settings: YAML with sections, flags, unknown keys with their neighbour, types, renamed arguments, stages."""
 
+import dataclasses
+
 import pytest
 from transformers import TrainingArguments
 
@@ -165,6 +167,12 @@ def test_wrong_stages_are_named(stages, message):
 def test_an_augmentation_of_pictures_with_or_without_maps_must_fit_the_task(task, augment):
     with pytest.raises(ValueError, match=f"augment: {augment} does not fit task='{task}'"):
         parse_arguments({"task": task, "batches": {"augment": {augment: {}}}})
+
+
+def test_settings_tell_where_their_default_is_a_decision_of_this_package():
+    told = {entry.name: entry for section in SECTIONS.values() for entry in dataclasses.fields(section)}
+    for name in ("whole_word", "mask_pair_sides", "exact_mask_count", "rerank"):
+        assert "decision of this package" in told[name].metadata["help"], name
 
 
 def test_settings_read_again_are_the_same():
