@@ -21,6 +21,8 @@ def main(folder: str, output: str) -> None:
         for picture in sorted((root / "images" / part).glob("*.jpg")):
             classes = root / "annotations" / part / f"{picture.stem}.png"
             lines.append(json.dumps({"image": str(picture), "segmentation_map": str(classes), "id": picture.stem}))
+        if not lines:
+            sys.exit(f"There are no pictures in {root / 'images' / part}: give the folder of ADEChallengeData2016.")
         (target / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         print(f"{name}: {len(lines):,} pictures")
     rows = (root / "objectInfo150.txt").read_text(encoding="utf-8").splitlines()[1:]
