@@ -55,6 +55,18 @@ def test_cutmix_moves_one_box_and_leaves_the_rest():
     assert torch.equal(pixels, one_picture_per_class(4)[0])  # what was given is as it was
 
 
+def test_a_box_has_the_drawn_share_of_the_picture():
+    class Middle(random.Random):
+        def randrange(self, stop):
+            return stop // 2
+
+    pixels = one_picture_per_class(2)[0]
+    side = pixels.shape[-1]
+    for box in range(1, side):
+        _, share = BatchMixing._cut(pixels, 1 - (box / side) ** 2 - 1e-9, Middle(0))
+        assert share == pytest.approx(1 - (box / side) ** 2)
+
+
 def test_an_odd_batch_keeps_its_middle_picture():
     pixels, labels = one_picture_per_class(3)
     for seed in range(10):

@@ -15,6 +15,7 @@ from PIL import Image as PilImage
 
 from hf_vlp.data import visual_tokens
 from hf_vlp.data.collators import BadSampleError, BadSamplePolicy
+from hf_vlp.data.masked_collators import MaskedImageCollator
 from hf_vlp.data.scenes import make_scenes
 from hf_vlp.data.visual_tokens import COLUMN, add_visual_tokens, picture_key, tokenizer_fingerprint
 from hf_vlp.models.mome.processing_mome import MomeImageProcessorPil
@@ -72,6 +73,15 @@ def test_ids_are_those_of_the_tokenizer(records, tokenizer, tmp_path, batch_size
     assert found[COLUMN][:] == expected_ids(tokenizer, pictures_of(records))
     assert set(found.column_names) == {*records.column_names, COLUMN}
     assert found["captions"][:] == records["captions"][:]
+
+
+def test_ids_are_those_of_the_view_that_collators_make(records, tokenizer, tmp_path):
+    config = tokenizer.config
+    processor = MomeImageProcessorPil(size={"height": 32, "width": 32})  # the model's pictures have another size
+    options = {"window_size": config.window_size, "tokenizer_image_size": config.image_size}
+    collator = MaskedImageCollator(processor, **options)
+    views = collator(list(records))["tokenizer_pixel_values"]
+    assert tokenizer.get_token_ids(views).tolist() == add(records, tokenizer, tmp_path)[COLUMN][:]
 
 
 def test_a_second_run_tokenizes_nothing(records, tokenizer, tmp_path, calls):
