@@ -46,6 +46,7 @@ _EXPORTS = {
     "VlmoModel": "hf_vlp.models.mome.modeling_vlmo",
     "VlmoPreTrainedModel": "hf_vlp.models.mome.modeling_vlmo",
     "pipeline": "hf_vlp.pipelines",
+    "predict_sliding": "hf_vlp.models.mome.mome_segmentation",
 }
 
 

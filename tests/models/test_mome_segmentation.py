@@ -316,3 +316,8 @@ def test_logits_of_a_quarter_of_the_size_are_enlarged():
 def test_strides_that_leave_gaps_are_refused(stride):
     with pytest.raises(ValueError, match=f"stride={stride}"):
         predict_sliding(Pixelwise(), torch.randn(1, 3, 8, 8), stride=stride)
+
+
+def test_a_picture_without_a_batch_is_refused():
+    with pytest.raises(ValueError, match=r"\(batch, channels, height, width\), not \(3, 8, 8\)"):
+        predict_sliding(Pixelwise(), torch.randn(3, 8, 8))

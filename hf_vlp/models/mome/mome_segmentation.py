@@ -195,12 +195,16 @@ def predict_sliding(
         batch_size: windows that run together.
 
     Returns the mean of the windows' logits, (batch, labels, height, width), in float32. Raises ValueError for a stride
-    that leaves gaps.
+    that leaves gaps, and for pixels of another shape.
     """
     crop_size = model.config.image_size if crop_size is None else crop_size
     stride = max(1, crop_size * 2 // 3) if stride is None else stride
     if not 1 <= stride <= crop_size:
         raise ValueError(f"stride={stride} must lie between 1 and crop_size={crop_size}, lest pixels be left out.")
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            f"pixel_values must be of shape (batch, channels, height, width), not {tuple(pixel_values.shape)}."
+        )
     rows, _, height, width = pixel_values.shape
     missing = (max(0, crop_size - width), max(0, crop_size - height))
     padded = nn.functional.pad(pixel_values, (0, missing[0], 0, missing[1]))
