@@ -2,11 +2,13 @@
 
 Behaviour that needs no reference: which experts each source reads, where losses and gradients come from, hidden
 patches, four terms against separate calls, single sources, padding, overfitting, other resolutions, initial values
-(also of parts that a checkpoint lacks), half precision, starting from VLMo, the heads of fine-tuning, wrong inputs.
+(also of parts that a checkpoint lacks), half precision, starting from BEiT and VLMo, the heads of fine-tuning, states
+that are asked for, wrong inputs.
 """
 
 import pytest
 import torch
+from transformers import BeitConfig, BeitModel
 
 from hf_vlp import (
     VlBeitConfig,
@@ -342,6 +344,22 @@ def test_a_vlmo_gives_all_its_experts(inputs, tmp_path):
     for source in (vlmo, tmp_path):
         model = VlBeitModel.from_vlmo_pretrained(source)
         assert_same(run(vlmo.vlmo, pairs), run(model, pairs))
+
+
+@pytest.mark.parametrize("shared", (True, False))
+def test_a_picture_gives_what_it_gives_in_the_beit_that_a_model_starts_from(inputs, shared):
+    torch.manual_seed(0)
+    sizes = {name: value for name, value in SIZES.items() if name in BeitConfig().to_dict() and "vocab" not in name}
+    bias = {"use_shared_relative_position_bias" if shared else "use_relative_position_bias": True}
+    beit = BeitModel(BeitConfig(**sizes, **bias, use_mask_token=True, layer_norm_eps=1e-6)).eval()
+    for parameter in beit.parameters():
+        parameter.data.normal_(std=0.3)
+    model, info = VlBeitModel.from_beit_pretrained(beit, output_loading_info=True, vocab_size=VOCAB_SIZE)
+    assert not any("image" in name or "attention" in name for name in info["missing_keys"])
+    pictures = inputs["image_pixel_values"]
+    with torch.no_grad():
+        theirs, ours = (one(pixel_values=pictures, output_hidden_states=True).hidden_states for one in (beit, model))
+    torch.testing.assert_close(ours[-1], theirs[-1], **CLOSE)
 
 
 def test_classification_reads_the_mean_of_the_patches(inputs):

@@ -134,6 +134,18 @@ class VlBeitModel(MomeModel, VlBeitPreTrainedModel):
     """
 
     @classmethod
+    def from_beit_pretrained(cls, beit: str | os.PathLike | PreTrainedModel, **options) -> "VlBeitModel":
+        """Start from a BEiT, see `MomeModel.from_beit_pretrained` for the options.
+
+        Type embeddings, which it lacks, are 0, so that a picture alone gives what it gives in BEiT. A decision of this
+        package, as in the conversion of files.
+        """
+        loaded = super().from_beit_pretrained(beit, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.token_type_embeddings.weight.data.zero_()
+        return loaded
+
+    @classmethod
     def from_vlmo_pretrained(
         cls,
         vlmo: str | os.PathLike | PreTrainedModel,
@@ -352,7 +364,7 @@ class VlBeitForPreTraining(VlBeitPreTrainedModel):
 class VlBeitForSemanticSegmentation(VlBeitPreTrainedModel):
     """A class for every pixel: UPerNet over the outputs of four blocks, with an auxiliary head in training.
 
-    Pictures larger than the model's size: `hf_vlp.models.mome.mome_segmentation.predict_sliding`.
+    Pictures of any size, by overlapping windows of the model's: `hf_vlp.predict_sliding`.
     """
 
     _auto_class = "AutoModelForSemanticSegmentation"
