@@ -1,4 +1,4 @@
-"""VLMo in pipelines, each on a repository as it is saved: ours for questions, and the stock ones of transformers.
+"""VLMo and VL-BEiT in pipelines, each on a repository as it is saved: ours for questions, and the stock ones.
 
 Covers: `visual-question-answering` through the three doors (without trust, in a process without hf_vlp, from a
 repository with code); its scores against the model's own; questions padded and cut; `zero-shot-image-classification`,
@@ -21,18 +21,23 @@ from tests.pipelines.tiny_vlmo import LABELS, save_vlmo
 PICTURES = [picture(0), picture(1, 40), picture(2).resize((40, 20))]
 QUESTIONS = ["the red circle", "what is above the large cross", "small"]
 CLASSES = {
-    "visual-question-answering": "VlmoForVisualQuestionAnswering",
-    "zero-shot-image-classification": "VlmoForImageTextRetrieval",
-    "image-classification": "VlmoForImageClassification",
-    "image-feature-extraction": "VlmoModel",
-    "fill-mask": "VlmoForMaskedLM",
+    "visual-question-answering": "ForVisualQuestionAnswering",
+    "zero-shot-image-classification": "ForImageTextRetrieval",
+    "image-classification": "ForImageClassification",
+    "image-feature-extraction": "Model",
+    "fill-mask": "ForMaskedLM",
 }
 
 
+@pytest.fixture(scope="module", params=["Vlmo", "VlBeit"])
+def family(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def directories(tmp_path_factory):
-    root = tmp_path_factory.mktemp("vlmo")
-    return {task: save_vlmo(root / name, name) for task, name in CLASSES.items()}
+def directories(family, tmp_path_factory):
+    root = tmp_path_factory.mktemp(family)
+    return {task: save_vlmo(root / name, family + name) for task, name in CLASSES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +51,8 @@ def processor(directories):
 
 
 @pytest.mark.parametrize("task", CLASSES)
-def test_each_task_loads_the_class_that_was_saved(pipes, task):
-    assert type(pipes[task].model) is getattr(hf_vlp, CLASSES[task])
+def test_each_task_loads_the_class_that_was_saved(pipes, family, task):
+    assert type(pipes[task].model) is getattr(hf_vlp, family + CLASSES[task])
 
 
 # --- questions ----------------------------------------------------------------------------------------------------
