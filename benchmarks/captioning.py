@@ -17,10 +17,10 @@ The outputs of the first three are checked to be equal. Visual cache sizes are c
 
 import argparse
 import statistics
-import time
 from functools import partial
 
 import torch
+from timing import timed
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -105,16 +105,6 @@ def caption_with_repeated_cache(model, **options):
 def visual_bytes(cache: EncoderDecoderCache) -> int:
     layers = cache.cross_attention_cache.layers
     return sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in (layer.keys, layer.values))
-
-
-def timed(function, device: str):
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
 
 
 def main():
