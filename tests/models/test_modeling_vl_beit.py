@@ -20,6 +20,7 @@ from hf_vlp import (
     VlBeitForSemanticSegmentation,
     VlBeitModel,
     VlmoConfig,
+    VlmoForMaskedImageModeling,
     VlmoForMaskedLM,
 )
 from hf_vlp.models.mome.mome_interpolation import interpolate_position_bias_table
@@ -344,6 +345,18 @@ def test_a_vlmo_gives_all_its_experts(inputs, tmp_path):
     for source in (vlmo, tmp_path):
         model = VlBeitModel.from_vlmo_pretrained(source)
         assert_same(run(vlmo.vlmo, pairs), run(model, pairs))
+
+
+def test_stage_1_of_vlmo_is_the_same_masked_image_modelling(inputs):
+    model = make_model(VlBeitForMaskedImageModeling)
+    shared = {name: value for name, value in SIZES.items() if name in VlmoConfig().to_dict()}
+    vlmo = VlmoForMaskedImageModeling(VlmoConfig(**shared)).eval()
+    weights = {name.replace("vl_beit.", "vlmo.", 1): value for name, value in model.state_dict().items()}
+    vlmo.load_state_dict(weights)
+    pictures = {name.removeprefix("image_"): value for name, value in only(inputs, "image").items()}
+    assert_same(run(model, pictures), run(vlmo, pictures))
+    assert "mask_token" in vlmo.no_weight_decay() & model.no_weight_decay()
+    assert vlmo.get_parameter_layer("mask_token")[0] == model.get_parameter_layer("mask_token")[0] == 0
 
 
 @pytest.mark.parametrize("shared", (True, False))

@@ -96,25 +96,20 @@ class VlmoPreTrainedModel(MomePreTrainedModel):
     def no_weight_decay(self, original: bool = False) -> set[str]:
         """Names of the parameters without weight decay.
 
-        Biases, norms, scales, class token, position bias and other vectors; with `original`, exactly those of the
-        original's optimizer: biases and the position bias, whose names contain "bias", the norms of attention, text
-        embeddings, vocabulary head and the final one - while norms of experts and task heads, scales, class token and
-        position embeddings decay.
+        Vectors, tokens, positions and their bias; with `original`, exactly those of the original's optimizer: biases
+        and the position bias, whose names contain "bias", the norms of attention, text embeddings, vocabulary head and
+        the final one - while norms of experts and task heads, scales, class token and position embeddings decay.
         """
-        names = set()
-        for name, parameter in self.named_parameters():
-            last = name.rsplit(".", 1)[-1]
-            if original:
-                of_norm = last == "weight" and name.endswith(
-                    ("text_embeddings.layer_norm.weight", "mlm_head.layer_norm.weight", "attention_norm.weight")
-                )
-                final = name in ("norm.weight", f"{self.base_model_prefix}.norm.weight")
-                exempt = last in ("bias", "q_bias", "v_bias", "position_bias_table") or of_norm or final
-            else:
-                exempt = parameter.ndim < 2 or last in ("position_bias_table", "cls_token", "position_embeddings")
-            if exempt:
-                names.add(name)
-        return names
+        if not original:
+            return super().no_weight_decay()
+        ends = ("text_embeddings.layer_norm.weight", "mlm_head.layer_norm.weight", "attention_norm.weight")
+        final = ("norm.weight", f"{self.base_model_prefix}.norm.weight")
+        biases = ("bias", "q_bias", "v_bias", "position_bias_table")
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if name.endswith(ends) or name in final or name.rsplit(".", 1)[-1] in biases
+        }
 
     def freeze_for_language_stage(self):
         """Freeze what stage 2 of the paper freezes: attention, its norms, scales, all of the picture, the pooler.
