@@ -154,10 +154,10 @@ class MomePreTrainedModel(SelfContainedSaving, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Initial values of the original.
+        """Initial values of VLMo's code.
 
-        Linear layers, embeddings (the padding row too), class token, picture positions: normal, 0.02 (the original
-        cuts some of them at 100 standard deviations), biases 0. Patch embedding: torch's default, uniform in
+        Linear layers, embeddings (the padding row too), class and mask token, picture positions: normal, 0.02 (the
+        code cuts some of them at 100 standard deviations), biases 0. Patch embedding: torch's default, uniform in
         +-1/sqrt(fan in). Norms 1 and 0; position bias 0; scales of residual branches `layer_scale_init_value`; logit
         scales log(1 / 0.07).
         """

@@ -311,7 +311,6 @@ class MomeBlock(GradientCheckpointingLayer):
 
     def __init__(self, config, index: int):
         super().__init__()
-        self.index = index
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = MomeAttention(config)
         names = ("text", "image", "vl") if index >= config.vl_expert_start_layer else ("text", "image")

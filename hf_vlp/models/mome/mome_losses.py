@@ -1,4 +1,4 @@
-"""Objectives over pairs of pictures and texts, and over masked words.
+"""Objectives over pairs of pictures and texts, masked words, hidden patches, classes and answers.
 
 They live beside the models so that a checkpoint carries its whole pre-training model; `hf_vlp.objectives` offers the
 same functions. Everything runs unchanged in one process and in many: with a process group, rows of all processes are
