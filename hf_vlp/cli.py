@@ -464,7 +464,13 @@ def match(
 @app.command(epilog="\b\nExample: hf-vlp convert vlmo vlmo_base_patch16_480_vqa.pt vlmo-base-vqa --vocab vocab.txt")
 def convert(
     architecture: Annotated[str, typer.Argument(help="What it becomes: vlmo, vl_beit, vl_beit_vqkd.")],
-    checkpoint: Annotated[Path, typer.Argument(help="File of the original, or with --reverse a folder of ours.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="File of the original (vl_beit starts from BEiT or VLMo, also from the folder of a VLMo), or with "
+            "--reverse a folder of ours."
+        ),
+    ],
     output: Annotated[Path, typer.Argument(help="Folder that is written, or with --reverse a file.")],
     head: Annotated[
         str | None, typer.Option(help="By default what the tensors show; another one starts a further stage.")
