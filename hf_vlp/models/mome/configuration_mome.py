@@ -1,7 +1,7 @@
-"""What the configurations of VLMo and VL-BEiT share, and checks that those of visual tokenizers need too."""
+"""What the configurations of VLMo and VL-BEiT share, and what those of visual tokenizers share with them."""
 
 import math
-from collections.abc import Sequence
+from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
@@ -12,20 +12,6 @@ logger = logging.get_logger(__name__)
 
 VISION_STEMS = ("patch", "convolution")
 
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "max_text_length",
-    "max_text_length_of_table",
-    "text_type_vocab_size",
-    "visual_vocab_size",
-)
 # What the library itself, a saved repository or an older generation setting may put into a configuration.
 _LIBRARY_FIELDS = {
     *PreTrainedConfig().to_dict(),
@@ -36,34 +22,73 @@ _LIBRARY_FIELDS = {
 }
 
 
-def check_transformer(config: PreTrainedConfig, sizes: Sequence[str]):
-    """Raise ValueError for fields that no Transformer over the patches of pictures can have.
+@strict
+class PatchesConfig(PreTrainedConfig):
+    """What configurations of Transformers over patches of pictures refuse; base class of those below and beside."""
 
-    sizes: names of the fields that must be at least 1.
-    """
-    for name in sizes:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} must be at least 1.")
-    if config.hidden_act not in ACT2FN:
-        raise ValueError(f"hidden_act={config.hidden_act!r} is not one of {', '.join(ACT2FN)}.")
-    if config.hidden_size % config.num_attention_heads:
-        raise ValueError(
-            f"hidden_size={config.hidden_size} is not a multiple of num_attention_heads={config.num_attention_heads}."
-        )
-    if config.image_size % config.patch_size:
-        raise ValueError(
-            f"image_size={config.image_size} is not a multiple of patch_size={config.patch_size}: pixels at the "
-            "border would be lost."
-        )
-    for name in ("layer_norm_eps", "initializer_range"):
-        if getattr(config, name) <= 0:
-            raise ValueError(f"{name}={getattr(config, name)} must be positive.")
-    if not 0 <= config.drop_path_rate < 1:
-        raise ValueError(f"drop_path_rate={config.drop_path_rate} must lie in [0, 1).")
+    _auto_class = "AutoConfig"
+    # How to start from models of other architectures: the end of an error message.
+    _other_starts = ""
+    # Fields that must be at least 1.
+    _sizes: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self, **kwargs):
+        unknown = sorted(set(kwargs) - _LIBRARY_FIELDS)
+        if unknown:
+            logger.warning(
+                f"{type(self).__name__} has no field {', '.join(unknown)}: kept, but without any effect on the model."
+            )
+        super().__post_init__(**kwargs)
+        self.check_sizes()  # here as well as below, because @strict wraps what its validators raise
+
+    @property
+    def window_size(self) -> int:
+        """Patches along one side of a picture."""
+        return self.image_size // self.patch_size
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in the base class, which would fill a configuration of another model with our defaults."""
+        model_type = config_dict.get("model_type") or cls.model_type
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"This is the configuration of a {model_type!r} model, not of a {cls.model_type!r} one. "
+                f"{cls._other_starts}".rstrip()
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    def validate_architecture(self):
+        """Called by the base class at construction and before saving."""
+        self.check_sizes()
+
+    def check_sizes(self):
+        """Raise ValueError when a choice is unknown or two sizes do not fit together."""
+        for name in self._sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act={self.hidden_act!r} is not one of {', '.join(ACT2FN)}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}: pixels at the "
+                "border would be lost."
+            )
+        for name in ("layer_norm_eps", "initializer_range"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={self.drop_path_rate} must lie in [0, 1).")
+        for name, value in vars(self).items():
+            if name.endswith("_loss_weight") and value < 0:
+                raise ValueError(f"{name}={value} must not be negative.")
 
 
 @strict
-class MomeConfig(PreTrainedConfig):
+class MomeConfig(PatchesConfig):
     """Sizes and choices of a Transformer with mixture of modality experts (Bao et al., 2022, arXiv 2111.02358).
 
     The defaults are the base model. Base class of `VlmoConfig` and `VlBeitConfig`, which add what is theirs.
@@ -122,9 +147,20 @@ class MomeConfig(PreTrainedConfig):
     Raises ValueError for sizes that do not fit together, naming the value.
     """
 
-    _auto_class = "AutoConfig"
-    # How to start from models of other architectures: the end of an error message.
-    _other_starts = ""
+    _sizes = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "image_size",
+        "patch_size",
+        "num_channels",
+        "max_text_length",
+        "max_text_length_of_table",
+        "text_type_vocab_size",
+        "visual_vocab_size",
+    )
     # Not gathered by Trainer's evaluation: large, or not one row per sample.
     keys_to_ignore_at_inference = ["losses", "last_hidden_state", "text_hidden_state", "image_hidden_state"]
 
@@ -157,38 +193,9 @@ class MomeConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     pad_token_id: int | None = 0
 
-    def __post_init__(self, **kwargs):
-        unknown = sorted(set(kwargs) - _LIBRARY_FIELDS)
-        if unknown:
-            logger.warning(
-                f"{type(self).__name__} has no field {', '.join(unknown)}: kept, but without any effect on the model."
-            )
-        super().__post_init__(**kwargs)
-        self.check_sizes()  # here as well as below, because @strict wraps what its validators raise
-
-    @property
-    def window_size(self) -> int:
-        """Patches along one side of a picture."""
-        return self.image_size // self.patch_size
-
-    @classmethod
-    def from_dict(cls, config_dict, **kwargs):
-        """As in the base class, which would fill a configuration of another model with our defaults."""
-        model_type = config_dict.get("model_type") or cls.model_type
-        if model_type != cls.model_type:
-            raise ValueError(
-                f"This is the configuration of a {model_type!r} model, not of a {cls.model_type!r} one. "
-                + cls._other_starts
-            )
-        return super().from_dict(config_dict, **kwargs)
-
-    def validate_architecture(self):
-        """Called by the base class at construction and before saving."""
-        self.check_sizes()
-
     def check_sizes(self):
-        """Raise ValueError when a choice is unknown or two sizes do not fit together."""
-        check_transformer(self, _SIZES)
+        """As in the base class, for what texts and pairs need too."""
+        super().check_sizes()
         if self.vision_stem not in VISION_STEMS:
             raise ValueError(f"vision_stem={self.vision_stem!r} is not one of {', '.join(map(repr, VISION_STEMS))}.")
         if not 0 <= self.vl_expert_start_layer <= self.num_hidden_layers:
@@ -207,9 +214,6 @@ class MomeConfig(PreTrainedConfig):
             raise ValueError(f"text_layer_norm_eps={self.text_layer_norm_eps} must be positive.")
         if not 0 <= self.text_dropout < 1:
             raise ValueError(f"text_dropout={self.text_dropout} must lie in [0, 1).")
-        for name, value in vars(self).items():
-            if name.endswith("_loss_weight") and value < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if self.vision_stem == "convolution" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
             raise ValueError(
                 'vision_stem="convolution" halves the picture step by step and needs a patch size that is a power of '
@@ -217,4 +221,4 @@ class MomeConfig(PreTrainedConfig):
             )
 
 
-__all__ = ["MomeConfig", "check_transformer"]
+__all__ = ["MomeConfig", "PatchesConfig"]

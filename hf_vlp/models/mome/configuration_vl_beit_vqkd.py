@@ -1,29 +1,14 @@
 """Configuration of the visual tokenizer of BEiT v2, whose ids are what VL-BEiT predicts behind masked patches."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
-from .configuration_mome import check_transformer
+from .configuration_mome import PatchesConfig
 
 TARGETS = ("features", "pixels")
 
-_SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "codebook_size",
-    "code_dim",
-    "decoder_num_hidden_layers",
-    "target_dim",
-)
-
 
 @strict
-class VlBeitVqkdConfig(PreTrainedConfig):
+class VlBeitVqkdConfig(PatchesConfig):
     """Sizes of a VQ-KD visual tokenizer (Peng et al., 2022, arXiv 2208.06366).
 
     The defaults are the recommended published file, `vqkd_encoder_base_decoder_3x768x12_clip`.
@@ -57,7 +42,19 @@ class VlBeitVqkdConfig(PreTrainedConfig):
     """
 
     model_type = "vl_beit_vqkd"
-    _auto_class = "AutoConfig"
+    _sizes = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "image_size",
+        "patch_size",
+        "num_channels",
+        "codebook_size",
+        "code_dim",
+        "decoder_num_hidden_layers",
+        "target_dim",
+    )
     keys_to_ignore_at_inference = ["losses"]
 
     hidden_size: int = 768
@@ -79,15 +76,6 @@ class VlBeitVqkdConfig(PreTrainedConfig):
     codebook_decay: float | int = 0.99
     revive_below: float | int = 0.1
     commitment_loss_weight: float | int = 1.0
-
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        self.check_sizes()  # here as well as below, because @strict wraps what its validators raise
-
-    @property
-    def window_size(self) -> int:
-        """Patches along one side of a picture."""
-        return self.image_size // self.patch_size
 
     @property
     def num_tokens(self) -> int:
@@ -112,20 +100,14 @@ class VlBeitVqkdConfig(PreTrainedConfig):
             }
         return content
 
-    def validate_architecture(self):
-        """Called by the base class at construction and before saving."""
-        self.check_sizes()
-
     def check_sizes(self):
-        """Raise ValueError when a choice is unknown or two sizes do not fit together."""
-        check_transformer(self, _SIZES)
+        """As in the base class, for target and codebook too."""
+        super().check_sizes()
         if self.target not in TARGETS:
             raise ValueError(f"target={self.target!r} is not one of {', '.join(map(repr, TARGETS))}.")
         for name in ("codebook_decay", "revive_below"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
-        if self.commitment_loss_weight < 0:
-            raise ValueError(f"commitment_loss_weight={self.commitment_loss_weight} must not be negative.")
 
 
 __all__ = ["TARGETS", "VlBeitVqkdConfig"]
