@@ -359,7 +359,6 @@ def test_stage_1_of_vlmo_is_the_same_masked_image_modelling(inputs):
     assert vlmo.get_parameter_layer("mask_token")[0] == model.get_parameter_layer("mask_token")[0] == 0
 
 
-@pytest.mark.parametrize("shared", (True, False))
 def test_the_rule_of_beit_decays_position_bias_and_mask_token(model):
     ours, beit = model.no_weight_decay(), model.no_weight_decay(original=True)
     tables = {f"vl_beit.layers.{index}.attention.position_bias_table" for index in range(3)}
@@ -369,6 +368,7 @@ def test_the_rule_of_beit_decays_position_bias_and_mask_token(model):
     assert beit == vectors | {"vl_beit.image_embeddings.cls_token"}
 
 
+@pytest.mark.parametrize("shared", (True, False))
 def test_a_picture_gives_what_it_gives_in_the_beit_that_a_model_starts_from(inputs, shared):
     torch.manual_seed(0)
     sizes = {name: value for name, value in SIZES.items() if name in BeitConfig().to_dict() and "vocab" not in name}
