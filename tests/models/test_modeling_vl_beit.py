@@ -441,6 +441,7 @@ def test_retrieval_is_fine_tuned_with_contrast_and_matching(inputs):
     (
         ({"pixel_values": None}, "two sides of pairs"),
         ({"input_ids": None}, "two sides of pairs"),
+        ({"image_bool_masked_pos": None}, "visual_token_ids are the targets of hidden patches: give bool_masked_pos"),
         ({"bool_masked_pos": torch.zeros(2, 5, dtype=torch.bool)}, r"\(images, patches\), \(2, 4\).*not \(2, 5\)"),
         ({"visual_token_ids": torch.zeros(2, 16, dtype=torch.long)}, r"\(2, 4\), not \(2, 16\)"),
         ({"visual_token_ids": torch.full((2, 4), VISUAL_VOCAB_SIZE)}, "visual_vocab_size must be the number of codes"),

@@ -632,7 +632,7 @@ class MomeForMaskedImageModeling:
 
         Args:
             pixel_values: (batch, channels, size, size).
-            bool_masked_pos: (batch, patches), True where a patch is hidden, row by row; `None` hides nothing.
+            bool_masked_pos: (batch, patches), True where a patch is hidden, row by row; for targets, needed.
             visual_token_ids: (batch, patches), classes of all patches; those of hidden ones are the targets.
 
         Returns the mean cross-entropy over hidden patches (0 without any) and logits (batch, patches, visual

@@ -297,7 +297,7 @@ class VlBeitForPreTraining(VlBeitPreTrainedModel):
             input_ids, attention_mask: texts of the pairs with masked words, (pairs, length).
             labels: the masked words, (pairs, length), -100 elsewhere.
             pixel_values: pictures of the pairs, (pairs, channels, size, size).
-            bool_masked_pos: (pairs, patches), True where a patch is hidden, row by row; `None` hides nothing.
+            bool_masked_pos: (pairs, patches), True where a patch is hidden, row by row; for targets, needed.
             visual_token_ids: (pairs, patches), classes of all patches; those of hidden ones are the targets.
             text_input_ids, text_attention_mask, text_labels: likewise of texts alone.
             image_pixel_values, image_bool_masked_pos, image_visual_token_ids: likewise of pictures alone.

@@ -174,7 +174,7 @@ def masked_image_loss(
     """Mean cross-entropy over the hidden patches of a batch (MIM); 0 for a batch without any.
 
     Inputs: logits (images, patches, visual vocabulary); visual_token_ids and bool_masked_pos (images, patches), the
-    classes of all patches and which of them are hidden; no mask hides nothing.
+    classes of all patches and which of them are hidden.
     References: BEiT (arXiv 2106.08254), section 2.3.
     Raises ValueError when the visual tokens do not fit the logits in shape or, on the CPU, in number.
     """
@@ -204,7 +204,9 @@ def masked_image_targets(
                 f"{num_classes - 1}: its visual_vocab_size must be the number of codes of the visual tokenizer."
             )
     if bool_masked_pos is None:
-        return torch.full_like(visual_token_ids, -100)
+        raise ValueError(
+            "visual_token_ids are the targets of hidden patches: give bool_masked_pos, which says which are hidden."
+        )
     return visual_token_ids.masked_fill(~bool_masked_pos.to(torch.bool), -100)
 
 
