@@ -225,6 +225,10 @@ class VlpTrainingArguments(TrainingArguments):
             raise ValueError(f"training.contrastive_chunk_size={self.contrastive_chunk_size} must be at least 1.")
         if self.data_seed is None:
             self.data_seed = self.seed
+        if self.ddp_find_unused_parameters is None:
+            # Experts and poolers that a task does not read have no gradient. Trainer looks for such parameters unless
+            # activations are recomputed, for the sake of reentrant checkpointing, which is not its default.
+            self.ddp_find_unused_parameters = True
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch warns at every data loader otherwise
         super().__post_init__()

@@ -1,4 +1,7 @@
-"""Two processes (gloo, CPU) against one: the captioning loss and its update, captions, counts, checkpoints, SCST."""
+"""Two processes (gloo, CPU) against one: the captioning loss and its update, captions, counts, checkpoints, SCST.
+
+And a model of which only a part trains, with recomputed activations.
+"""
 
 import json
 import os
@@ -100,3 +103,9 @@ def test_two_processes_train_self_critically(tmp_path):
     result = launch("self_critical", tmp_path, 2)
     assert len(values(result, "reward_sample")) == 4
     assert all(torch.equal(weights_of(tmp_path, 0)[name], value) for name, value in weights_of(tmp_path, 1).items())
+
+
+def test_two_processes_train_a_part_of_a_model_with_recomputed_activations(tmp_path):
+    result = launch("part", tmp_path, 2)
+    assert result["train_steps"] == 2
+    assert result["train_loss"] > 0
