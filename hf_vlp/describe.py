@@ -148,6 +148,10 @@ def _adapter_sizes(model, pattern: str, rank: int) -> dict[str, int]:
 
 def _read_settings(config) -> dict[str, Any]:
     """The fields of our configurations, the sizes of their parts, and the number of labels if they are named."""
+    from transformers import PreTrainedConfig
+
+    classes = type(config).__mro__
+    ours = {name for base in classes[: classes.index(PreTrainedConfig)] for name in inspect.get_annotations(base)}
     settings = {}
     labels = list(config.id2label.values())
     if labels != [f"LABEL_{place}" for place in range(len(labels))]:
@@ -160,7 +164,7 @@ def _read_settings(config) -> dict[str, Any]:
                     settings[f"{name}.{field}"] = getattr(part, field)
             if getattr(part, "vocab_size", None) is not None:
                 settings[f"{name}.vocab_size"] = part.vocab_size
-        elif name in type(config).__annotations__ and name != "use_cache" and not name.endswith("_id"):
+        elif name in ours and name != "use_cache" and not name.endswith("_id"):
             settings[name] = value
     return settings
 
