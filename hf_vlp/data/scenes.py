@@ -881,6 +881,12 @@ def make_statement_pairs(
         raise ValueError(f"num_objects={num_objects!r}: statements about more objects need different numbers of them.")
     if bounds[0] < 2:
         raise ValueError(f"num_objects={num_objects!r}: statements about relations need at least 2 objects.")
+    if split == "compositional" and "relation" in statement_types and bounds[1] < 3:
+        # The two objects would have to stand in a withheld relation and in that of the statement: some never can.
+        raise ValueError(
+            f"num_objects={num_objects!r}: some statements about relations are true of no compositional scene of two "
+            "objects. Allow three objects, or leave out the type 'relation'."
+        )
 
     def make_row(index: int) -> dict[str, Any]:
         statement_type = statement_types[index % len(statement_types)]

@@ -603,5 +603,7 @@ def test_types_and_numbers_that_a_kind_of_data_cannot_have_are_named():
         make_labels(1, label_types=["size"])
     with pytest.raises(ValueError, match="more objects"):
         make_statement_pairs(1, num_objects=2)
+    with pytest.raises(ValueError, match="true of no compositional scene of two objects"):
+        make_statement_pairs(1, "compositional", num_objects=2, statement_types=["relation"])
     with pytest.raises(ValueError, match="num_objects=2"):
         make_page_pairs(1, num_objects=2)
