@@ -5,11 +5,9 @@ embeddings, recorded outputs, attention backends, gradient checkpointing, batchi
 """
 
 import copy
-import unittest
 
 import torch
-from tests.test_configuration_common import ConfigTester
-from tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
+from tests.models.vlmo import test_modeling_vlmo as vlmo  # vlmo_suite.py, where run.py puts it
 from transformers.testing_utils import torch_device
 
 from hf_vlp.models.mome.configuration_vl_beit import VlBeitConfig
@@ -30,52 +28,17 @@ from tests import test_modeling_common
 test_modeling_common.MODEL_MAPPING_NAMES = {**test_modeling_common.MODEL_MAPPING_NAMES, "vl_beit": "VlBeitModel"}
 
 
-class VlBeitModelTester:
-    """A tiny model and inputs for it; upstream's tests read the attributes by these names."""
-
-    def __init__(self, parent):
-        self.parent = parent
-        self.is_training = True
-        self.batch_size = 3
-        self.num_hidden_layers = 2
-        self.num_attention_heads = 2
-        self.hidden_size = 32
-        self.vocab_size = 99
-        self.image_size = 16
-        self.text_length = 7
-        self.num_patches = (self.image_size // 8) ** 2
-        self.seq_length = self.text_length + 1 + self.num_patches  # text, I_CLS, patches
-
-    def get_config(self):
-        return VlBeitConfig(
-            vocab_size=self.vocab_size,
-            visual_vocab_size=17,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.num_hidden_layers,
-            num_attention_heads=self.num_attention_heads,
-            intermediate_size=37,
-            vl_expert_start_layer=1,
-            image_size=self.image_size,
-            patch_size=8,
-            max_text_length=10,
-            max_text_length_of_table=12,
-            type_vocab_size=3,
-            out_indices=[0, 0, 1, 1],
-            decoder_hidden_size=8,
-            auxiliary_channels=8,
-        )
-
-    def prepare_config_and_inputs_for_common(self):
-        input_ids = ids_tensor([self.batch_size, self.text_length], self.vocab_size)
-        inputs = {
-            "pixel_values": floats_tensor([self.batch_size, 3, self.image_size, self.image_size]),
-            "input_ids": input_ids,
-            "attention_mask": input_ids.new_ones(input_ids.shape).to(torch_device),
-        }
-        return self.get_config(), inputs
+class VlBeitModelTester(vlmo.VlmoModelTester):
+    config_class = VlBeitConfig
+    more_fields = {
+        "visual_vocab_size": 17,
+        "out_indices": [0, 0, 1, 1],
+        "decoder_hidden_size": 8,
+        "auxiliary_channels": 8,
+    }
 
 
-class VlBeitModelTest(ModelTesterMixin, unittest.TestCase):
+class VlBeitModelTest(vlmo.VlmoModelTest):
     """The base model and the heads that read pairs."""
 
     all_model_classes = (
@@ -84,16 +47,7 @@ class VlBeitModelTest(ModelTesterMixin, unittest.TestCase):
         VlBeitForMaskedLM,
         VlBeitForVisualQuestionAnswering,
     )
-    additional_model_inputs = ("pixel_values",)  # of tests that give a model its main input alone
-    test_all_params_have_gradient = False  # experts of other modalities, and a table kept for round trips
     model_tester_class = VlBeitModelTester
-
-    def setUp(self):
-        self.model_tester = self.model_tester_class(self)
-        self.config_tester = ConfigTester(self, config_class=VlBeitConfig, has_text_modality=False)
-
-    def test_config(self):
-        self.config_tester.run_common_tests()
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = copy.deepcopy(inputs_dict)
@@ -116,15 +70,10 @@ class VlBeitModelTest(ModelTesterMixin, unittest.TestCase):
         return inputs
 
 
-class VlBeitImageModelTester(VlBeitModelTester):
+class VlBeitImageModelTester(VlBeitModelTester, vlmo.VlmoImageModelTester):
     def __init__(self, parent):
         super().__init__(parent)
-        self.seq_length -= self.text_length
         self.num_masks, self.mask_length = 2, self.num_patches
-
-    def prepare_config_and_inputs_for_common(self):
-        config, inputs = super().prepare_config_and_inputs_for_common()
-        return config, {"pixel_values": inputs["pixel_values"]}
 
 
 class VlBeitForImagesTest(VlBeitModelTest):
@@ -148,36 +97,5 @@ class VlBeitForSemanticSegmentationTest(VlBeitForImagesTest):
     all_model_classes = (VlBeitForSemanticSegmentation,)
 
 
-class VlBeitPairModelTest(VlBeitModelTest):
-    """Models that run single modalities and pairs in one forward, whose states are of several passes."""
-
+class VlBeitPairModelTest(vlmo.SeveralPasses, VlBeitModelTest):
     all_model_classes = (VlBeitForImageTextRetrieval, VlBeitForPreTraining)
-    has_attentions = False
-
-    @unittest.skip("The suite's hook takes a block to run once per forward; tests/common covers checkpointing.")
-    def test_training_gradient_checkpointing(self):
-        pass
-
-    @unittest.skip("As above.")
-    def test_training_gradient_checkpointing_use_reentrant_false(self):
-        pass
-
-    @unittest.skip("As above.")
-    def test_training_gradient_checkpointing_use_reentrant_true(self):
-        pass
-
-    @unittest.skip("States of which pass? They are not returned.")
-    def test_hidden_states_output(self):
-        pass
-
-    @unittest.skip("States of which pass? They are not returned.")
-    def test_retain_grad_hidden_states_attentions(self):
-        pass
-
-    @unittest.skip("The suite reads config.text_config; this configuration is flat.")
-    def test_get_text_features_output_0(self):
-        pass
-
-    @unittest.skip("As above.")
-    def test_get_text_features_output_2(self):
-        pass

@@ -34,6 +34,9 @@ test_modeling_common.MODEL_MAPPING_NAMES = {**test_modeling_common.MODEL_MAPPING
 class VlmoModelTester:
     """A tiny model and inputs for it; upstream's tests read the attributes by these names."""
 
+    config_class = VlmoConfig
+    more_fields = {}
+
     def __init__(self, parent):
         self.parent = parent
         self.is_training = True
@@ -44,10 +47,11 @@ class VlmoModelTester:
         self.vocab_size = 99
         self.image_size = 16
         self.text_length = 7
-        self.seq_length = self.text_length + 1 + (self.image_size // 8) ** 2  # text, I_CLS, patches
+        self.num_patches = (self.image_size // 8) ** 2
+        self.seq_length = self.text_length + 1 + self.num_patches  # text, I_CLS, patches
 
     def get_config(self):
-        return VlmoConfig(
+        return self.config_class(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
             num_hidden_layers=self.num_hidden_layers,
@@ -59,6 +63,7 @@ class VlmoModelTester:
             max_text_length=10,
             max_text_length_of_table=12,
             type_vocab_size=3,
+            **self.more_fields,
         )
 
     def prepare_config_and_inputs_for_common(self):
@@ -86,7 +91,7 @@ class VlmoModelTest(ModelTesterMixin, unittest.TestCase):
 
     def setUp(self):
         self.model_tester = self.model_tester_class(self)
-        self.config_tester = ConfigTester(self, config_class=VlmoConfig, has_text_modality=False)
+        self.config_tester = ConfigTester(self, config_class=self.model_tester.config_class, has_text_modality=False)
 
     def test_config(self):
         self.config_tester.run_common_tests()
@@ -127,10 +132,9 @@ class VlmoForImageClassificationTest(VlmoModelTest):
     model_tester_class = VlmoImageModelTester
 
 
-class VlmoPairModelTest(VlmoModelTest):
-    """Models that run single modalities and pairs in one forward, whose states are of several passes."""
+class SeveralPasses:
+    """Mixin for models that run single modalities and pairs in one forward, whose states are of several passes."""
 
-    all_model_classes = (VlmoForImageTextRetrieval, VlmoForPreTraining)
     has_attentions = False
 
     @unittest.skip("The suite's hook takes a block to run once per forward; tests/common covers checkpointing.")
@@ -160,6 +164,10 @@ class VlmoPairModelTest(VlmoModelTest):
     @unittest.skip("As above.")
     def test_get_text_features_output_2(self):
         pass
+
+
+class VlmoPairModelTest(SeveralPasses, VlmoModelTest):
+    all_model_classes = (VlmoForImageTextRetrieval, VlmoForPreTraining)
 
     @unittest.skip("A batch of one pair has no negative; tests/common covers rows that do not depend on the batch.")
     def test_batching_equivalence(self):
