@@ -1,19 +1,31 @@
 """Pairs, texts and pictures in one data set, for pre-training on all of them in every step.
 
 An item is `{"pair": record, "text": record, "image": record}`, one record of each source that there is, `None` for the
-others. (Bao et al., 2022, arXiv 2206.01127: every batch holds images, texts and pairs.)
+others: `JointRecords` of sources with a length, `JointStream` of streams. (Bao et al., 2022, arXiv 2206.01127: every
+batch holds images, texts and pairs.)
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["SOURCES", "JointRecords"]
+__all__ = ["SOURCES", "JointRecords", "JointStream"]
 
 SOURCES = ("pair", "text", "image")
+
+
+def _named_sources(sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that there are, in the order of `SOURCES`; ValueError when there is none, and for unknown names."""
+    if unknown := sorted(sources.keys() - set(SOURCES)):
+        raise ValueError(f"Sources are called {', '.join(SOURCES)}, not {', '.join(map(repr, unknown))}.")
+    named = {name: sources[name] for name in SOURCES if sources.get(name) is not None}
+    if not named:
+        raise ValueError(f"Joint records need one source at least, of {', '.join(SOURCES)}.")
+    return named
 
 
 class JointRecords:
@@ -32,16 +44,12 @@ class JointRecords:
     """
 
     def __init__(self, sources: Mapping[str, Sequence[dict] | None], *, seed: int = 0):
-        if unknown := sorted(sources.keys() - set(SOURCES)):
-            raise ValueError(f"Sources are called {', '.join(SOURCES)}, not {', '.join(map(repr, unknown))}.")
-        self.sources = {name: sources[name] for name in SOURCES if sources.get(name) is not None}
-        if not self.sources:
-            raise ValueError(f"Joint records need one source at least, of {', '.join(SOURCES)}.")
+        self.sources = _named_sources(sources)
         for name, records in self.sources.items():
             if not hasattr(records, "__len__"):
                 raise ValueError(
                     f"The source {name!r} is a stream ({type(records).__name__}): joint records need its length. Open "
-                    "it without streaming."
+                    "it without streaming, or all of them as streams for a JointStream."
                 )
             if len(records) == 0:
                 raise ValueError(f"The source {name!r} is empty. Give None, or leave it out, to train without it.")
@@ -79,3 +87,26 @@ class JointRecords:
     def __repr__(self) -> str:
         lengths = ", ".join(f"{name}: {len(records):,}" for name, records in self.sources.items())
         return f"JointRecords({lengths})"
+
+
+class JointStream:
+    """Streams of pairs, texts and pictures, for training that takes one record of each at a time.
+
+    A stream has no length: `VlpTrainer` reads each source for ever, the records of its later passes numbered under
+    `pass`, and continues behind the last batch of an interrupted run (`RecordStream`).
+
+    Args:
+        sources: name -> `datasets.IterableDataset`, for some of `pair`, `text`, `image`.
+        seed: of the orders in which `take` repeats records.
+
+    Raises ValueError when there is no source, and for an unknown name.
+    """
+
+    def __init__(self, sources: Mapping[str, Iterable[dict] | None], *, seed: int = 0):
+        self.sources = _named_sources(sources)
+        self.seed = seed
+
+    def take(self, count: int | None) -> JointRecords:
+        """The first `count` records of each source, in memory; `None` for all."""
+        parts = {name: list(itertools.islice(records, count)) for name, records in self.sources.items()}
+        return JointRecords(parts, seed=self.seed)

@@ -61,7 +61,7 @@ def check_patches_stay(augment: Callable | None) -> None:
 
 
 class _Repeating(TrainingCollator):
-    """Draws anew for the records of a repetition (`JointRecords`), which come several times in an epoch."""
+    """Draws anew for the records of a repetition (`JointRecords`) or of a later pass of a stream (`JointStream`)."""
 
     def _generator(self, record: dict[str, Any], texts: list[str]) -> random.Random:
         generator = super()._generator(record, texts)

@@ -51,7 +51,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_vlp.data.columns import IMAGE_EXTENSIONS, RECORD_TYPES, column_names, has_scheme, unify
-from hf_vlp.data.joint import JointRecords
+from hf_vlp.data.joint import JointRecords, JointStream
 
 if TYPE_CHECKING:
     import datasets
@@ -259,10 +259,14 @@ class DataArguments:
             sections = {self.record_type: self}
         return {name: section for name, section in sections.items() if section is not None}
 
+    def streams(self) -> bool:
+        """Whether the records come as a stream: one source that does makes all of joint pre-training do."""
+        return any(section.streaming for section in self.sections().values())
+
 
 def load_records(
     arguments: DataArguments, split: str = "train", streaming: bool | None = None
-) -> datasets.Dataset | datasets.IterableDataset | JointRecords:
+) -> datasets.Dataset | datasets.IterableDataset | JointRecords | JointStream:
     """Open one split of the data set that `arguments` describe.
 
     Args:
@@ -274,17 +278,18 @@ def load_records(
     `arguments.record_type` (by default `image`, undecoded, and `captions`, a list of strings) and the others of the
     data. Where one picture has a list of questions, the rows of the `Dataset` share it: its column `image` holds
     numbers of pictures, and reading a row puts the picture in their place. Writing such a data set to a file would
-    lose the pictures. With the record type `joint`, `JointRecords` over the sources that there are.
+    lose the pictures. With the record type `joint`, `JointRecords` over the sources that there are, or a `JointStream`
+    when any of them is streaming.
 
     Raises ValueError when there is no such file, folder, split or column, when a folder holds no data, and when no
     record has a text; the message says what there is and what to set. In a stream, records without texts are found,
     counted and limited by the collator.
     """
-    streaming = arguments.streaming if streaming is None else streaming
     if not isinstance(split, str) or not split:
         raise ValueError(f"split must be a name such as 'train', not {split!r}.")
     if arguments.record_type == JOINT:
         return _load_joint(arguments, split, streaming)
+    streaming = arguments.streaming if streaming is None else streaming
     opener = _Opener(arguments, split, streaming)
     dataset = opener.open()
     if not streaming:
@@ -309,20 +314,16 @@ def load_records(
     return dataset
 
 
-def _load_joint(arguments: DataArguments, split: str, streaming: bool) -> JointRecords:
+def _load_joint(arguments: DataArguments, split: str, streaming: bool | None) -> JointRecords | JointStream:
     sources = {}
+    streaming = arguments.streams() if streaming is None else streaming
     for name, section in arguments.sections().items():
         place = {"pair": "data", "text": "data.texts", "image": "data.images"}[name]
-        if streaming or section.streaming:
-            raise ValueError(
-                f"{place}: joint pre-training needs the length of each source, which a stream does not have. Leave "
-                "out streaming."
-            )
         try:
-            sources[name] = load_records(section, split)
+            sources[name] = load_records(section, split, streaming)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
-    return JointRecords(sources, seed=arguments.repeat_seed)
+    return (JointStream if streaming else JointRecords)(sources, seed=arguments.repeat_seed)
 
 
 def _limit(dataset, arguments: DataArguments, split: str):

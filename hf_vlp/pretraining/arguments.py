@@ -615,7 +615,7 @@ def _check_run(run: RunArguments):
         raise ValueError("peft.merge: false saves adapters for an existing checkpoint: set model.model_name_or_path.")
     if run.evaluation.split is None and run.training.eval_strategy != "no":
         raise ValueError("evaluation.split is null: set training.eval_strategy to 'no'.")
-    if run.data.streaming:
+    if run.data.streams():
         if run.training.max_steps <= 0:
             raise ValueError("A stream has no length (data.streaming): set training.max_steps.")
         for name in ("eval_strategy", "save_strategy"):

@@ -17,7 +17,7 @@ from hf_vlp.data.answers import AnswerVocabulary, build_answer_vocabulary
 from hf_vlp.data.augment import AUGMENTATIONS
 from hf_vlp.data.collators import TEXT_COLUMNS, BadSamplePolicy
 from hf_vlp.data.columns import only_columns
-from hf_vlp.data.joint import JointRecords
+from hf_vlp.data.joint import JointRecords, JointStream
 from hf_vlp.data.segmentation import segmentation_classes
 from hf_vlp.describe import align
 from hf_vlp.evaluation_tasks import training_answers
@@ -430,7 +430,7 @@ def iterate_texts(records, task: str | Task) -> Iterator[str]:
 
     Of joint records they are those of pairs and of texts alone, in turns.
     """
-    if isinstance(records, JointRecords):
+    if isinstance(records, JointRecords | JointStream):
         sources = (records.sources[name] for name in ("pair", "text") if name in records.sources)
         yield from take_turns([iterate_texts(source, task) for source in sources])
         return
@@ -460,6 +460,8 @@ def first_records(records, count: int | None):
         if count is None or count >= len(records):
             return records
         return records.select(range(count)) if hasattr(records, "select") else records[:count]
+    if isinstance(records, JointStream):
+        return records.take(count)
     return list(itertools.islice(records, count))
 
 

@@ -7,16 +7,19 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from hf_vlp.data.joint import SOURCES, JointStream
+
 
 class RecordStream(IterableDataset):
-    """Endless batches of records from a `datasets.IterableDataset`, each with the position behind it.
+    """Endless batches of records from a stream, each with the position behind it.
 
     The stream is shuffled block by block: `shuffle_block` records are read, permuted and handed out. A rolling buffer
     would mix further, but its content is not part of the dataset's state; a block is read again from the state at its
     beginning, so that a resume costs at most one block and is exact.
 
     Args:
-        dataset: a `datasets.IterableDataset` (its `state_dict` gives the positions).
+        dataset: a `datasets.IterableDataset` (its `state_dict` gives the positions), or a `JointStream` of several, of
+            each of which every joint record holds one; each runs on over its own end.
         batch_size: records per batch; batches run on over the end of an epoch, none is short.
         shuffle_block: size of the blocks; 0 keeps the order of the data.
         seed: seed of the order.
@@ -35,11 +38,15 @@ class RecordStream(IterableDataset):
         process_index: int = 0,
         num_processes: int = 1,
     ):
+        self.datasets = dataset.sources if isinstance(dataset, JointStream) else {None: dataset}
         if num_processes > 1:
             from datasets.distributed import split_dataset_by_node
 
-            dataset = split_dataset_by_node(dataset, rank=process_index, world_size=num_processes)
-        self.dataset = dataset
+            self.datasets = {
+                name: split_dataset_by_node(source, rank=process_index, world_size=num_processes)
+                for name, source in self.datasets.items()
+            }
+        self.num_shards = min(source.num_shards for source in self.datasets.values())
         self.batch_size = batch_size
         self.shuffle_block = shuffle_block
         self.seed = seed
@@ -49,11 +56,25 @@ class RecordStream(IterableDataset):
 
     def _records(self, position: dict | None, worker: int) -> Iterator[tuple[dict, dict]]:
         """(record, position behind it), for ever."""
+        if None in self.datasets:
+            yield from self._source_records(None, position, worker)  # without end
+        # The number of a record's pass is in the record: the epoch, by which collators draw anew, does not move.
+        positions = dict.fromkeys(self.datasets) | (position["sources"] if position else {})
+        streams = {name: self._source_records(name, positions[name], worker) for name in self.datasets}
+        while True:
+            joint = dict.fromkeys(SOURCES)
+            for name, stream in streams.items():
+                record, positions[name] = next(stream)
+                joint[name] = {**record, "pass": positions[name]["epoch"]}
+            yield joint, {"epoch": 0, "sources": dict(positions)}
+
+    def _source_records(self, name: str | None, position: dict | None, worker: int) -> Iterator[tuple[dict, dict]]:
+        """(record, position behind it) of one of the data sets, for ever."""
         position = position or {"epoch": 0, "state": None, "block": 0, "offset": 0}
         epoch, block_index, skip = position["epoch"], position["block"], position["offset"]
         state = position["state"]
         block_size = self.shuffle_block or self.batch_size
-        dataset = copy.copy(self.dataset)
+        dataset = copy.copy(self.datasets[name])
         if isinstance(getattr(dataset, "_epoch", None), torch.Tensor):
             # The library keeps the epoch in memory shared by all workers; ours reach the end of an epoch one by one.
             dataset._epoch = dataset._epoch.clone()
@@ -73,14 +94,16 @@ class RecordStream(IterableDataset):
                 next_state = dataset.state_dict()
                 order = list(range(len(block)))
                 if self.shuffle_block:
-                    random.Random(repr((self.seed, epoch, self.process_index, worker, block_index))).shuffle(order)
+                    key = (self.seed, epoch, self.process_index, worker, block_index, *([name] if name else []))
+                    random.Random(repr(key)).shuffle(order)
                 for offset in range(skip, len(block)):
                     position = {"epoch": epoch, "state": state, "block": block_index, "offset": offset + 1}
                     yield block[order[offset]], position
                 state, skip, block_index = next_state, 0, block_index + 1
             if block_index == 0:
                 raise ValueError(
-                    "The training stream is empty: check the split, the files and the filters of `data:`."
+                    f"The training stream{f' {name!r}' if name else ''} is empty: check the split, the files and the "
+                    "filters of `data:`."
                 )
             epoch, state, block_index, skip = epoch + 1, None, 0, 0
 
@@ -133,17 +156,12 @@ class StreamLoader:
     def __init__(self, stream: RecordStream, collator: Callable, *, num_workers: int = 0, seed: int = 0, **options):
         self.stream = stream
         self.dataset = stream
-        self.num_workers = min(num_workers, stream.dataset.num_shards)
+        self.num_workers = min(num_workers, stream.num_shards)
         self.collator = collator
         self.options = options
         self.seed = seed
         self.positions: list[dict | None] = [None] * max(1, self.num_workers)
         self.next_worker = 0
-
-    @property
-    def epoch(self) -> int:
-        """Epochs that every worker has finished."""
-        return min(position["epoch"] if position else 0 for position in self.positions)
 
     def state_dict(self) -> dict:
         """The position in plain JSON types."""

@@ -1,7 +1,7 @@
 """`hf_vlp.data.joint` and the record types `joint` and `images` of `hf_vlp.data.sources`.
 
-Covers: length, order and repetition of the sources; purity of the items; sources left out; parts; refused input;
-sections of the settings, from YAML and flags; folders of pictures alone.
+Covers: length, order and repetition of the sources; purity of the items; sources left out; parts; streams; refused
+input; sections of the settings, from YAML and flags; folders of pictures alone.
 """
 
 from collections import Counter
@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from hf_vlp.data.joint import JointRecords
+from hf_vlp.data.joint import JointRecords, JointStream
 from hf_vlp.data.sources import DataArguments, load_records
 from hf_vlp.pretraining.arguments import parse_arguments
 
@@ -96,7 +96,7 @@ def test_indices_out_of_range_end_the_iteration(records):
 
 def settings(**data) -> DataArguments:
     data = {"num_scenes": 3, **SCENES, **data}
-    return parse_arguments({"task": "joint_pretraining", "data": data}).data
+    return parse_arguments({"task": "joint_pretraining", "data": data, "training": {"max_steps": 1}}).data
 
 
 def test_sections_become_sources_for_every_split():
@@ -147,10 +147,22 @@ def test_impossible_sections_are_refused(data, message):
         settings(**data)
 
 
-@pytest.mark.parametrize("data", [{"streaming": True}, {"images": {"streaming": True}}])
-def test_streams_are_refused(data):
-    with pytest.raises(ValueError, match="stream"):
-        load_records(DataArguments(record_type="joint", **data))
+@pytest.mark.parametrize("data", [{"streaming": True}, {"images": {"num_scenes": 5, **SCENES, "streaming": True}}])
+def test_one_stream_makes_streams_of_all_sources(data):
+    arguments = settings(**{"images": {"num_scenes": 5, **SCENES}, **data}, texts={"num_scenes": 2, **SCENES})
+    stream = load_records(arguments)
+    assert isinstance(stream, JointStream)
+    assert not hasattr(stream, "__len__")
+    part = stream.take(4)
+    assert {name: len(source) for name, source in part.sources.items()} == {"pair": 3, "text": 2, "image": 4}
+    assert part[0] == load_records(arguments, streaming=False)[0]
+
+
+def test_joint_streams_need_a_number_of_steps():
+    content = {"task": "joint_pretraining", "data": {"texts": {"streaming": True}}}
+    with pytest.raises(ValueError, match="max_steps"):
+        parse_arguments(content)
+    assert parse_arguments(content | {"training": {"max_steps": 3}}).data.streams()
 
 
 def test_what_is_wrong_with_a_source_names_its_section(tmp_path):

@@ -277,9 +277,13 @@ def history_of(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
 
 
-def test_joint_pretraining_on_scenes_logs_four_losses_and_resumes_exactly(visual_tokenizer, tmp_path):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_joint_pretraining_on_scenes_logs_four_losses_and_resumes_exactly(streaming, visual_tokenizer, tmp_path):
     visual_tokenizer.save_pretrained(tmp_path / "tokenizer")
     settings = make_settings(tmp_path, "joint_pretraining")
+    if streaming:  # one source is enough
+        settings["data"]["texts"]["streaming"] = True
+        settings["training"]["shuffle_block"] = 3
     metrics = train(settings, show=lambda text: None)
     history = history_of(tmp_path)
     losses = {f"loss_{name}" for name in ("mlm", "mim", "mvlm_text", "mvlm_image")}

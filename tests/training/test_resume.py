@@ -1,7 +1,8 @@
 """Resume is bit-exact: mid-epoch, at the end of an epoch, with dropout, accumulation, the draw of captions, LoRA; and
-streams, in one process and in worker processes, over the end of an epoch."""
+streams, alone and joint, in one process and in worker processes, over the end of an epoch."""
 
 import itertools
+import json
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from datasets import Dataset
 
 from hf_vlp.adapters import apply_lora
 from hf_vlp.data.collators import CaptionCollator
+from hf_vlp.data.joint import JointStream
 from hf_vlp.pretraining.arguments import VlpTrainingArguments
 from hf_vlp.pretraining.records import RecordStream, StreamLoader
 from hf_vlp.pretraining.trainer import VlpTrainer
@@ -141,6 +143,50 @@ def test_a_stream_continues_behind_every_batch(num_workers):
         assert take(resumed, 11 - position) == expected[position + 1 :]
 
 
+def make_joint_loader(num_workers=0, collator=None, **options) -> StreamLoader:
+    sources = {"pair": make_stream(21, 3), "text": make_stream(10, 2)}
+    return StreamLoader(
+        RecordStream(JointStream(sources), batch_size=4, shuffle_block=5, **options),
+        collator or (lambda records: [[record[name]["image_id"] for name in sources] for record in records]),
+        num_workers=num_workers,
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_joint_stream_continues_behind_every_batch(num_workers):
+    loader = make_joint_loader(num_workers)
+    batches, expected, states = iter(loader), [], []
+    for _ in range(12):
+        expected.append(next(batches))
+        states.append(json.loads(json.dumps(loader.state_dict())))
+    for position in (0, 5, 6):
+        resumed = make_joint_loader(num_workers)
+        resumed.load_state_dict(states[position])
+        assert take(resumed, 11 - position) == expected[position + 1 :]
+
+
+def test_each_source_of_a_joint_stream_runs_on_over_its_own_end():
+    loader = make_joint_loader(collator=list)
+    records = joined(take(loader, 10))
+    for name, number in (("pair", 21), ("text", 10)):
+        passes = [(record[name]["pass"], record[name]["image_id"]) for record in records]
+        assert passes == sorted(passes, key=lambda entry: entry[0])
+        for index in range(40 // number):
+            assert sorted(key for count, key in passes if count == index) == list(range(number))
+    first, second = [[record["text"]["image_id"] for record in records[i : i + 10]] for i in (0, 10)]
+    assert first != second
+    assert {record["image"] for record in records} == {None}
+
+
+def test_processes_share_a_joint_stream():
+    options = {"num_processes": 2, "collator": list}
+    parts = [joined(take(make_joint_loader(process_index=index, **options), 5)) for index in range(2)]
+    for name in ("pair", "text"):
+        seen = [{record[name]["image_id"] for record in part if record[name]["pass"] == 0} for part in parts]
+        assert not seen[0] & seen[1]
+        assert sorted(seen[0] | seen[1]) == list(range({"pair": 21, "text": 10}[name]))
+
+
 def test_a_stream_gives_every_record_once_in_an_epoch_and_shuffles_each_differently():
     batches = take(make_loader(num_records=24), 12)
     first, second = joined(batches[:6]), joined(batches[6:])
@@ -164,6 +210,9 @@ def test_an_empty_stream_is_an_error():
     stream = make_stream(3, 1).filter(lambda record: False)
     with pytest.raises(ValueError, match="stream is empty"):
         take(StreamLoader(RecordStream(stream, batch_size=2), ids_of), 1)
+    joint = JointStream({"pair": make_stream(3, 1), "image": stream})
+    with pytest.raises(ValueError, match="stream 'image' is empty"):
+        take(StreamLoader(RecordStream(joint, batch_size=2), list), 1)
 
 
 def test_resume_without_the_position_of_the_stream_is_refused(processor, tmp_path):
