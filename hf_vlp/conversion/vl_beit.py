@@ -24,7 +24,7 @@ from hf_vlp.conversion.safe_load import LoadedCheckpoint, load_checkpoint
 from hf_vlp.conversion.vlmo import BEIT, VLMO, ConversionResult, InferredConfig, Layout, Rule
 from hf_vlp.models.mome import modeling_vlmo
 from hf_vlp.models.mome.configuration_mome import MomeConfig
-from hf_vlp.models.mome.configuration_vl_beit import VlBeitConfig
+from hf_vlp.models.mome.configuration_vl_beit import VL_BEIT_SIZES, VlBeitConfig
 from hf_vlp.models.mome.configuration_vlmo import VlmoConfig
 
 HEADS = {
@@ -117,6 +117,9 @@ def infer_config(state_dict: Mapping[str, torch.Tensor], **known: Any) -> Inferr
         config["max_text_length"] = min(VlBeitConfig().max_text_length, length)
         if inferred.size is not None and known.get("vl_expert_start_layer") is None:
             config["vl_expert_start_layer"] = vlmo.published_field(inferred.size, "vl_expert_start_layer")
+        if inferred.size in VL_BEIT_SIZES and "layer_scale_init_value" not in config:
+            sizes = VL_BEIT_SIZES[inferred.size]
+            config["layer_scale_init_value"] = VlBeitConfig(**sizes).layer_scale_init_value
     for name in ("lm_head.weight", "mim_score.weight"):
         if name in state_dict:
             config["visual_vocab_size"] = len(state_dict[name])
@@ -282,7 +285,13 @@ def _inspect_repository(folder: Path) -> tuple[InferredConfig, str]:
     if config.model_type == VL_BEIT.name:
         raise ValueError(f"{folder} holds a VL-BEiT, which every class of it loads with from_pretrained, unconverted.")
     if config.model_type != VLMO.name:
-        raise ValueError(f"{folder} holds a {config.model_type!r} model. VL-BEiT starts from a VLMo or a BEiT.")
+        by_model = " A folder of transformers' BEiT goes to VlBeitModel.from_beit_pretrained." * (
+            config.model_type == "beit"
+        )
+        raise ValueError(
+            f"{folder} holds a {config.model_type!r} model. A VL-BEiT is made of a VLMo, or of a BEiT's original "
+            f"file.{by_model}"
+        )
     head = _same_task(config)
     content = config.to_dict()
     shared = {field.name for field in dataclasses.fields(MomeConfig)}

@@ -208,6 +208,8 @@ class MomeConfig(PatchesConfig):
                 f"max_text_length={self.max_text_length} is longer than max_text_length_of_table="
                 f"{self.max_text_length_of_table}, the longest text that the position bias has rows for."
             )
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"pad_token_id={self.pad_token_id} is none of the {self.vocab_size} of the vocabulary.")
         if self.type_vocab_size < 2:
             raise ValueError(f"type_vocab_size={self.type_vocab_size}: text and pictures need at least 2.")
         if self.text_layer_norm_eps <= 0:

@@ -25,9 +25,10 @@ class VlBeitConfig(MomeConfig):
     """Sizes and choices of a VL-BEiT model (Bao et al., 2022, arXiv 2206.01127); the defaults are a base model.
 
     Neither code nor weights of the paper were released. Decisions of this package, where its sources are silent: the
-    sizes; LayerScale (0.1 in the base, 1e-5 in the large size, as in BEiT); positions (VLMo's relative bias); the
-    vocabulary (BERT's); the weights of the losses (1 each); heads that words alone and words of pairs share, and
-    likewise patches; the rescaling of every expert.
+    sizes; LayerScale (0.1 in the base, 1e-5 in the large size, as in BEiT); positions (VLMo's relative bias); the text
+    in front of the picture, and its first position as the pooled one; the vocabulary (BERT's); the weights of the
+    losses (1 each); heads that words alone and words of pairs share, and likewise patches; the rescaling of every
+    expert.
 
     rescale_by_depth: new weights of the attention's output and of each expert's second layer are divided by
         sqrt(2 l) in block l (from 1), as in BEiT.

@@ -13,10 +13,9 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModel,
-    BeitForImageClassification,
     BeitForMaskedImageModeling,
     BeitModel,
+    BeitPreTrainedModel,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -131,6 +130,8 @@ class MomePreTrainedModel(SelfContainedSaving, PreTrainedModel):
     _supports_sdpa = True
     # Flash attention takes no bias of the scores.
     _supports_flash_attn = False
+    # Nor does the mask of flex attention have the leading rows alone, which the last block asks for.
+    _supports_flex_attn = False
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _no_split_modules = ["MomeBlock"]
@@ -139,7 +140,7 @@ class MomePreTrainedModel(SelfContainedSaving, PreTrainedModel):
     # Objectives are means over pairs or labels of a batch: Trainer must divide by the accumulation steps itself.
     accepts_loss_kwargs = False
 
-    # How the names of a task's new parameters begin.
+    # How the names of a task's new parameters begin, which get a learning rate of their own.
     _head_prefixes = ("classifier.",)
 
     # Modules for LoRA, as regular expressions over the full module name.
@@ -207,6 +208,8 @@ class MomePreTrainedModel(SelfContainedSaving, PreTrainedModel):
             if content.get("model_type") == cls.config_class.model_type:
                 defaults = cls.config_class()
                 stored = {name: content.get(name, getattr(defaults, name)) for name in RESIZABLE}
+        if isinstance(config, (str, os.PathLike)):
+            config = cls.config_class.from_pretrained(config)
         if isinstance(config, PreTrainedConfig):
             wanted = {name: getattr(config, name, value) for name, value in stored.items()}
         else:
@@ -327,6 +330,12 @@ class MomePreTrainedModel(SelfContainedSaving, PreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding):
         self.base_model.text_embeddings.word_embeddings = value
 
+    def enable_input_require_grads(self):
+        """As in the base class, for pictures too: frozen parts in front of adapters let gradients pass."""
+        super().enable_input_require_grads()
+        hook = self.base_model.image_embeddings.register_forward_hook(lambda *call: call[-1].requires_grad_(True))
+        self._require_grads_hooks.append(hook)
+
     def get_output_embeddings(self) -> nn.Linear | None:
         """The layer that scores the vocabulary, in models that predict words."""
         return self.mlm_head.decoder if hasattr(self, "mlm_head") else None
@@ -365,7 +374,7 @@ class MomeModel:
         *,
         dtype: torch.dtype | None = None,
         output_loading_info: bool = False,
-        **config_kwargs,
+        **kwargs,
     ) -> "MomeModel":
         """Start from a BEiT: attention, picture embedding and picture experts are its own, the rest is new.
 
@@ -373,14 +382,17 @@ class MomeModel:
             beit: Hub id, folder or object of a BEiT with relative position bias, shared by its blocks (as after
                 pre-training: every block gets a copy) or one for each (as after fine-tuning). Objects are copied.
             dtype: data type of the weights; that of the BEiT when not given.
-            output_loading_info: also return a dict with the `missing_keys`, as `from_pretrained` does: new parameters.
-            config_kwargs: fields of the configuration, such as `max_text_length` or `vl_expert_start_layer`.
+            output_loading_info: also return a dict as `from_pretrained` does: `missing_keys`, parameters that are new,
+                and `unexpected_keys`, those of the BEiT that have no place here.
+            kwargs: fields of the configuration, such as `max_text_length` or `vl_expert_start_layer`, and options of
+                the Hub (`revision`, `token`, ...).
 
         Text experts are not copied from the picture's, and the final norm stays new unless BEiT has one. Raises
         TypeError for models of another architecture, ValueError for a BEiT without relative position bias when
-        `use_relative_position_bias`.
+        `use_relative_position_bias`, and for positions or norms that have no place here.
         """
-        source = load_beit(beit)
+        config_kwargs, hub_options = split_hub_options(kwargs)
+        source = load_beit(beit, **hub_options)
         theirs = source.config
         layers = theirs.num_hidden_layers
         fields = {
@@ -393,6 +405,7 @@ class MomeModel:
             "num_channels": theirs.num_channels,
             "hidden_act": theirs.hidden_act,
             "layer_scale_init_value": theirs.layer_scale_init_value or None,
+            "use_absolute_position_embeddings": theirs.use_absolute_position_embeddings,
             "vl_expert_start_layer": max(0, layers - (2 if layers <= 12 else 3)),
             **config_kwargs,
         }
@@ -406,22 +419,25 @@ class MomeModel:
             theirs.use_relative_position_bias or theirs.use_shared_relative_position_bias
         ):
             raise ValueError(
-                "This BEiT has no relative position bias: give use_relative_position_bias=False and "
-                "use_absolute_position_embeddings=True."
+                "This BEiT has no relative position bias: give use_relative_position_bias=False, and with it absolute "
+                "positions."
             )
+        if theirs.use_absolute_position_embeddings and not config.use_absolute_position_embeddings:
+            raise ValueError("This BEiT has absolute positions: leave out use_absolute_position_embeddings=False.")
         wanted_size, config.image_size = config.image_size, theirs.image_size
         model = cls(config)
-        copied = copy_beit(source, model)
+        copied, unused = copy_beit(source, model)
         model.resize_inputs(image_size=wanted_size)
         model = model.to(dtype or source.dtype).eval()
         missing = [name for name, _ in model.named_parameters() if name not in copied]
-        return (model, {"missing_keys": missing}) if output_loading_info else model
+        info = {"missing_keys": missing, "unexpected_keys": sorted(unused)}
+        return (model, info) if output_loading_info else model
 
     def embed_text(
         self, input_ids: torch.LongTensor | None = None, inputs_embeds: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Texts as they enter the first block, type embedding included: (rows, length, dim)."""
-        return self.text_embeddings(input_ids, inputs_embeds) + self.token_type_embeddings.weight[0]
+        return self.text_embeddings(input_ids, inputs_embeds) + self._embed_type(0)
 
     def embed_image(
         self,
@@ -436,9 +452,12 @@ class MomeModel:
         """
         if image_embeds is None:
             image_embeds = self.image_embeddings(pixel_values)
-        if isinstance(image_type, int):
-            return image_embeds + self.token_type_embeddings.weight[image_type]
-        return image_embeds + self.token_type_embeddings(image_type).unsqueeze(1)
+        return image_embeds + self._embed_type(image_type)
+
+    def _embed_type(self, token_type: int | torch.LongTensor) -> torch.Tensor:
+        """(1 or rows, 1, dim). Called, not read: offloaded weights are in place only then."""
+        indices = torch.as_tensor(token_type, device=self.token_type_embeddings.weight.device)
+        return self.token_type_embeddings(indices.view(-1, 1))
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -489,8 +508,16 @@ class MomeModel:
             )
         parts, text_length = [], 0
         if has_text:
-            text_length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+            text_shape = (input_ids if inputs_embeds is None else inputs_embeds).shape
+            if len(text_shape) < 2:
+                raise ValueError(f"input_ids must be of shape (batch, length), not {tuple(text_shape)}.")
+            text_length = text_shape[1]
             self._check_text(text_length)
+            if attention_mask is not None and attention_mask.shape != text_shape[:2]:
+                raise ValueError(
+                    f"attention_mask must be of the shape of the texts, {tuple(text_shape[:2])}, not "
+                    f"{tuple(attention_mask.shape)}: pictures are always seen and have no place in it."
+                )
             parts.append(self.embed_text(input_ids, inputs_embeds))
         if has_image:
             parts.append(self.embed_image(pixel_values, image_embeds, image_type))
@@ -591,7 +618,8 @@ class MomeForMaskedLM:
             pixel_values: (batch, channels, size, size) for the words of captions.
             labels: (batch, length), the hidden words, -100 everywhere else.
 
-        Returns the mean cross-entropy over hidden words (0 without any) and logits (batch, length, vocabulary).
+        Returns the mean cross-entropy over hidden words (0 without any) and logits (batch, length, vocabulary). Raises
+        ValueError for labels of another shape.
         """
         outputs = self._encode(
             only_first=False,
@@ -602,7 +630,7 @@ class MomeForMaskedLM:
             **kwargs,
         )
         logits = self.mlm_head(outputs.text_hidden_state)
-        loss = None if labels is None else masked_language_loss(logits, labels)
+        loss = None if labels is None else masked_language_loss(logits, check_word_labels(labels, logits.shape))
         return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
@@ -690,6 +718,7 @@ class MomeForImagesAndTextClassification:
 
     def __init__(self, config: MomeConfig):
         super().__init__(config)
+        check_classes(config)
         self._add_base_model()
         self.classifier = MomeClassifier(config, num_inputs=2)
         self.post_init()
@@ -879,65 +908,95 @@ def cat_texts(parts: Sequence[torch.Tensor], value: int) -> torch.Tensor:
     return torch.cat([nn.functional.pad(part, (0, longest - part.shape[1]), value=value) for part in parts])
 
 
-def load_beit(model: str | os.PathLike | PreTrainedModel) -> BeitModel:
-    """BEiT without its head, given by id, folder or object."""
-    if isinstance(model, (str, os.PathLike)):
-        config = AutoConfig.from_pretrained(model)
-        if config.model_type != "beit":
-            raise TypeError(f"{model} is a {config.model_type!r} model; the picture path starts from a BEiT.")
-        return AutoModel.from_pretrained(model)
-    if isinstance(model, (BeitForImageClassification, BeitForMaskedImageModeling)):
-        return model.beit
-    if isinstance(model, BeitModel):
+def split_hub_options(kwargs: dict) -> tuple[dict, dict]:
+    """Fields of a configuration, and options that say where a source is looked for and read."""
+    options = {name: kwargs[name] for name in kwargs if name in (*_HUB_OPTIONS, "trust_remote_code")}
+    return {name: value for name, value in kwargs.items() if name not in options}, options
+
+
+def load_beit(model: str | os.PathLike | PreTrainedModel, **hub_options) -> BeitPreTrainedModel:
+    """A BEiT given by id, folder or object; TypeError for a model of another architecture.
+
+    With its head where that holds the final norm: after masked image modelling.
+    """
+    if isinstance(model, BeitPreTrainedModel):
         return model
-    raise TypeError(f"Give a BEiT or the id or folder of one, not from {type(model).__name__}.")
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"Give a BEiT or the id or folder of one, not from {type(model).__name__}.")
+    config = AutoConfig.from_pretrained(model, **hub_options)
+    if config.model_type != "beit":
+        raise TypeError(f"{model} is a {config.model_type!r} model; the picture path starts from a BEiT.")
+    has_norm = BeitForMaskedImageModeling.__name__ in (config.architectures or ())
+    return (BeitForMaskedImageModeling if has_norm else BeitModel).from_pretrained(model, config=config, **hub_options)
+
+
+def check_classes(config: MomeConfig) -> None:
+    """Raise ValueError for anything but one of several classes: the heads have this loss alone."""
+    if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
+        raise ValueError(
+            f"This head chooses one of at least two classes, and not with num_labels={config.num_labels} and "
+            f"problem_type={config.problem_type!r}: set num_labels or id2label, and leave out problem_type."
+        )
+
+
+def check_word_labels(labels: torch.Tensor, logits_shape: Sequence[int]) -> torch.Tensor:
+    """The labels of masked words (texts, length), which must fit logits (texts, length, vocabulary)."""
+    if labels.shape != torch.Size(logits_shape[:2]):
+        raise ValueError(
+            f"labels of masked words must be of the shape of the texts, {tuple(logits_shape[:2])}, not "
+            f"{tuple(labels.shape)}: -100 where nothing is predicted."
+        )
+    return labels
 
 
 @torch.no_grad()
-def copy_beit(source: BeitModel, target: MomeModel) -> set[str]:
+def copy_beit(source: BeitPreTrainedModel, target: MomeModel) -> tuple[set[str], set[str]]:
     """Copy embeddings, attention, picture experts and position bias of a BEiT of the same size.
 
     A bias table shared by all blocks of the BEiT is copied to each of ours. Returns the names of our parameters that
-    were filled, in part at least.
+    were filled, in part at least, and those of the BEiT's that were not used. Raises ValueError for a BEiT that
+    normalises twice.
     """
-    theirs = dict(source.named_parameters())
+    theirs = {name.removeprefix("beit."): parameter for name, parameter in source.named_parameters()}
     ours = {
-        "image_embeddings.cls_token": theirs["embeddings.cls_token"],
-        "image_embeddings.patch_projection.weight": theirs["embeddings.patch_embeddings.projection.weight"],
-        "image_embeddings.patch_projection.bias": theirs["embeddings.patch_embeddings.projection.bias"],
+        "image_embeddings.cls_token": ["embeddings.cls_token"],
+        "image_embeddings.patch_projection.weight": ["embeddings.patch_embeddings.projection.weight"],
+        "image_embeddings.patch_projection.bias": ["embeddings.patch_embeddings.projection.bias"],
     }
-    if "embeddings.position_embeddings" in theirs and target.image_embeddings.position_embeddings is not None:
-        ours["image_embeddings.position_embeddings"] = theirs["embeddings.position_embeddings"]
+    if "embeddings.position_embeddings" in theirs:
+        ours["image_embeddings.position_embeddings"] = ["embeddings.position_embeddings"]
+    if isinstance(source, BeitForMaskedImageModeling) and not source.config.use_mean_pooling:
+        raise ValueError("This BEiT has a final norm and another one in its head, and here is one: give its `beit`.")
     if "layernorm.weight" in theirs:  # absent from mean-pooled models
-        ours |= {"norm.weight": theirs["layernorm.weight"], "norm.bias": theirs["layernorm.bias"]}
-    tables = set()
+        ours |= {"norm.weight": ["layernorm.weight"], "norm.bias": ["layernorm.bias"]}
+    tables = {}
     for index, layer in enumerate(target.layers):
         block = f"layers.{index}."  # here and there
         attention = f"{block}attention."
         ours |= {
-            f"{attention}qkv.weight": torch.cat([theirs[f"{attention}{part}_proj.weight"] for part in "qkv"]),
-            f"{attention}q_bias": theirs[f"{attention}q_proj.bias"],
-            f"{attention}v_bias": theirs[f"{attention}v_proj.bias"],
-            f"{attention}output.weight": theirs[f"{attention}o_proj.weight"],
-            f"{attention}output.bias": theirs[f"{attention}o_proj.bias"],
+            f"{attention}qkv.weight": [f"{attention}{part}_proj.weight" for part in "qkv"],
+            f"{attention}q_bias": [f"{attention}q_proj.bias"],
+            f"{attention}v_bias": [f"{attention}v_proj.bias"],
+            f"{attention}output.weight": [f"{attention}o_proj.weight"],
+            f"{attention}output.bias": [f"{attention}o_proj.bias"],
         }
         for end in ("weight", "bias"):
             ours |= {
-                f"{block}attention_norm.{end}": theirs[f"{block}layernorm_before.{end}"],
-                f"{block}experts.image.norm.{end}": theirs[f"{block}layernorm_after.{end}"],
-                f"{block}experts.image.fc1.{end}": theirs[f"{block}mlp.fc1.{end}"],
-                f"{block}experts.image.fc2.{end}": theirs[f"{block}mlp.fc2.{end}"],
+                f"{block}attention_norm.{end}": [f"{block}layernorm_before.{end}"],
+                f"{block}experts.image.norm.{end}": [f"{block}layernorm_after.{end}"],
+                f"{block}experts.image.fc1.{end}": [f"{block}mlp.fc1.{end}"],
+                f"{block}experts.image.fc2.{end}": [f"{block}mlp.fc2.{end}"],
             }
         if layer.attention_scale is not None and f"{block}lambda_1" in theirs:
-            ours[f"{block}attention_scale"] = theirs[f"{block}lambda_1"]
-            ours[f"{block}expert_scale"] = theirs[f"{block}lambda_2"]
+            ours |= {f"{block}attention_scale": [f"{block}lambda_1"], f"{block}expert_scale": [f"{block}lambda_2"]}
         if layer.attention.position_bias_table is not None:
             own = f"{block}relative_position_bias.relative_position_bias_table"
-            table = theirs.get(own, theirs.get("shared_position_bias.relative_position_bias_table"))
+            used = own if own in theirs else "shared_position_bias.relative_position_bias_table"
             # Rows of texts and of pairs come after those of pictures and stay 0.
-            layer.attention.position_bias_table[: len(table)] = table
-            tables.add(f"{block}attention.position_bias_table")
+            layer.attention.position_bias_table[: len(theirs[used])] = theirs[used]
+            tables[f"{block}attention.position_bias_table"] = [used]
     parameters = dict(target.named_parameters())
-    for name, value in ours.items():
-        parameters[name].copy_(value)
-    return tables | ours.keys()
+    for name, parts in ours.items():
+        parameters[name].copy_(torch.cat([theirs[part] for part in parts]))
+    ours |= tables
+    return set(ours), theirs.keys() - {part for parts in ours.values() for part in parts}

@@ -37,6 +37,9 @@ from .modeling_mome import (
     MomeForVisualQuestionAnswering,
     MomeModel,
     MomePreTrainedModel,
+    check_classes,
+    check_word_labels,
+    split_hub_options,
 )
 from .mome import MomeImageEmbeddings, MomeMaskedLanguageHead
 from .mome_losses import classification_loss, masked_image_targets
@@ -68,7 +71,8 @@ class VlBeitPreTrainedModel(MomePreTrainedModel):
 
     config: VlBeitConfig
     base_model_prefix = "vl_beit"
-    _head_prefixes = ("classifier.", "segmentation_head.")
+    # Retrieval has its projections and matching head from fine-tuning alone.
+    _head_prefixes = ("classifier.", "segmentation_head.", "itc_", "itm_head.", "logit_scale")
 
     _exported_classes = {
         "AutoModel": "VlBeitModel",
@@ -86,10 +90,10 @@ class VlBeitPreTrainedModel(MomePreTrainedModel):
     def _init_weights(self, module):
         """Initial values of BEiT.
 
-        Linear layers, patch embedding, class and mask token: normal with `initializer_range`, cut at one standard
-        deviation; biases 0. With `rescale_by_depth` the layers that end a residual branch of block l are divided by
-        sqrt(2 l), in every expert. The last layer of image classification is scaled by 0.001. Everything else as in
-        VLMo.
+        Linear layers, convolutions (but those of the convolutional stem), class and mask token: normal with
+        `initializer_range`, cut at one standard deviation; biases 0. With `rescale_by_depth` the layers that end a
+        residual branch of block l are divided by sqrt(2 l), in every expert. The last layer of image classification
+        is scaled by 0.001. Everything else as in VLMo.
         """
         super()._init_weights(module)
         std = self.config.initializer_range
@@ -97,8 +101,9 @@ class VlBeitPreTrainedModel(MomePreTrainedModel):
         def cut_normal(tensor: torch.Tensor, scale: float = 1.0):
             init.trunc_normal_(tensor, std=std * scale, a=-std * scale, b=std * scale)
 
-        is_patch_embedding = isinstance(module, nn.Conv2d) and self.config.vision_stem == "patch"
-        if isinstance(module, nn.Linear) or is_patch_embedding:
+        # The convolutions of a model without a head are those of its stem.
+        is_stem = self.config.vision_stem == "convolution" and self.base_model is self
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and not is_stem):
             cut_normal(module.weight, getattr(module, "initial_scale", 1.0))
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -152,23 +157,27 @@ class VlBeitModel(MomeModel, VlBeitPreTrainedModel):
         *,
         dtype: torch.dtype | None = None,
         output_loading_info: bool = False,
-        **config_kwargs,
+        **kwargs,
     ) -> "VlBeitModel":
         """Start from a VLMo: all weights of its Transformer, every expert included.
 
         Args:
             vlmo: Hub id, folder or object of a VLMo, with whatever head. Objects are copied.
             dtype: data type of the weights; that of the VLMo when not given.
-            output_loading_info: also return a dict with the `missing_keys`: none.
-            config_kwargs: fields of `VlBeitConfig`; sizes can be changed where `from_pretrained` can change them.
+            output_loading_info: also return a dict with the `missing_keys`: none, and `unexpected_keys`, of the head.
+            kwargs: fields of `VlBeitConfig`, sizes where `from_pretrained` can change them, and options of the Hub
+                (`revision`, `token`, ...).
 
         Raises TypeError for models of another architecture, ValueError for sizes that differ.
         """
-        source = AutoModel.from_pretrained(vlmo) if isinstance(vlmo, (str, os.PathLike)) else vlmo
+        config_kwargs, hub_options = split_hub_options(kwargs)
+        source = AutoModel.from_pretrained(vlmo, **hub_options) if isinstance(vlmo, (str, os.PathLike)) else vlmo
         model_type = getattr(getattr(source, "config", None), "model_type", None)
         if model_type != "vlmo":
             raise TypeError(f"Give a VLMo or the id or folder of one, not a {model_type or type(vlmo).__name__}.")
-        source = source.base_model
+        prefix = f"{source.base_model_prefix}."
+        source, whole = source.base_model, source
+        unused = [] if whole is source else [n for n, _ in whole.named_parameters() if not n.startswith(prefix)]
         fields = {name: getattr(source.config, name) for name in get_annotations(MomeConfig)}
         resized = {name: config_kwargs.pop(name) for name in RESIZABLE if name in config_kwargs}
         model, theirs = cls(cls.config_class(**{**fields, **config_kwargs})), source.state_dict()
@@ -178,7 +187,7 @@ class VlBeitModel(MomeModel, VlBeitPreTrainedModel):
         model.load_state_dict(theirs)
         model.resize_inputs(**resized)
         model = model.to(dtype or source.dtype).eval()
-        return (model, {"missing_keys": []}) if output_loading_info else model
+        return (model, {"missing_keys": [], "unexpected_keys": unused}) if output_loading_info else model
 
 
 class VlBeitMeanPooledClassifier(nn.Module):
@@ -203,6 +212,7 @@ class VlBeitForImageClassification(VlBeitPreTrainedModel):
 
     def __init__(self, config: VlBeitConfig):
         super().__init__(config)
+        check_classes(config)
         self._add_base_model()
         self.classifier = VlBeitMeanPooledClassifier(config)
         self.post_init()
@@ -303,8 +313,9 @@ class VlBeitForPreTraining(VlBeitPreTrainedModel):
             image_pixel_values, image_bool_masked_pos, image_visual_token_ids: likewise of pictures alone.
             return_loss: False for logits without losses.
 
-        A term needs its targets too. Raises ValueError when nothing is given, for pairs of which one side is missing,
-        and for masks or visual tokens that do not fit.
+        A term needs its targets too. States and attentions are not returned: each pass has its own. Raises ValueError
+        when nothing is given, for pairs of which one side is missing, for targets without inputs, and for labels,
+        masks or visual tokens that do not fit.
         """
         if (input_ids is None) != (pixel_values is None):
             raise ValueError(
@@ -315,12 +326,22 @@ class VlBeitForPreTraining(VlBeitPreTrainedModel):
             raise ValueError(
                 "Pre-training needs pairs, texts or pictures: give input_ids and pixel_values, or others."
             )
+        for name, targets, inputs in (
+            ("labels", labels, input_ids),
+            ("visual_token_ids", visual_token_ids, pixel_values),
+            ("text_labels", text_labels, text_input_ids),
+            ("image_visual_token_ids", image_visual_token_ids, image_pixel_values),
+        ):
+            if targets is not None and inputs is None:
+                raise ValueError(f"{name} are targets of inputs that are not given.")
         kwargs = {name: value for name, value in kwargs.items() if name not in RECORDED}  # of which pass?
         if not return_loss:
             labels = text_labels = visual_token_ids = image_visual_token_ids = None
         losses, logits = {}, {}
 
         def predict(name, head, states, targets):
+            if targets is not None:
+                check_word_labels(targets, states.shape)
             if targets is not None and self.training and not torch.compiler.is_compiling():
                 hidden = targets != -100
                 losses[name] = classification_loss(head(states[hidden]), targets[hidden])

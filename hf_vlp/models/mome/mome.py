@@ -200,9 +200,11 @@ class MomeTextEmbeddings(nn.Module):
     ) -> torch.Tensor:
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
-        embeddings = inputs_embeds + self.token_type_embeddings.weight[0]
+        # Called, not read: offloaded weights are in place only then.
+        positions = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
+        embeddings = inputs_embeds + self.token_type_embeddings(torch.zeros_like(positions[:1]))
         if self.use_positions:
-            embeddings = embeddings + self.position_embeddings.weight[: embeddings.shape[1]]
+            embeddings = embeddings + self.position_embeddings(positions)
         return self.dropout(self.layer_norm(embeddings))
 
 
@@ -262,9 +264,9 @@ class MomeAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, length, _ = hidden_states.shape
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias, requires_grad=False), self.v_bias))
-        if type(self.qkv) is nn.Linear:
+        if type(self.qkv) is nn.Linear and not hasattr(self.qkv, "_hf_hook"):
             qkv = nn.functional.linear(hidden_states, self.qkv.weight, bias)
-        else:  # an adapter or a quantiser replaced it: call it
+        else:  # an adapter or a quantiser replaced it, or its weights are offloaded: call it
             qkv = self.qkv(hidden_states) + bias
         qkv = qkv.view(batch, length, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, length, head dim)

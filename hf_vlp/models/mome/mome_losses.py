@@ -176,7 +176,7 @@ def masked_image_loss(
     Inputs: logits (images, patches, visual vocabulary); visual_token_ids and bool_masked_pos (images, patches), the
     classes of all patches and which of them are hidden.
     References: BEiT (arXiv 2106.08254), section 2.3.
-    Raises ValueError when the visual tokens do not fit the logits in shape or, on the CPU, in number.
+    Raises ValueError when the visual tokens do not fit the logits in shape or in number.
     """
     targets = masked_image_targets(visual_token_ids, bool_masked_pos, logits.shape)
     return classification_loss(logits.flatten(0, 1), targets.flatten())
@@ -195,8 +195,11 @@ def masked_image_targets(
             f"visual_token_ids must be of shape (images, patches), {tuple(expected)}, not "
             f"{tuple(visual_token_ids.shape)}: does the visual tokenizer make one token for each patch of the model?"
         )
-    # On other devices this would wait for them, and cross_entropy raises there by itself.
-    if visual_token_ids.device.type == "cpu" and len(visual_token_ids) and not torch.compiler.is_compiling():
+    if visual_token_ids.is_floating_point():
+        raise ValueError(f"visual_token_ids must be whole numbers, not {visual_token_ids.dtype}.")
+    visual_token_ids = visual_token_ids.long()
+    # What is wrong would end the process on a GPU, without saying why.
+    if len(visual_token_ids) and not torch.compiler.is_compiling():
         low, high = visual_token_ids.aminmax()
         if low < 0 or high >= num_classes:
             raise ValueError(
@@ -214,11 +217,25 @@ def soft_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy, averaged over all entries and multiplied by the number of answers.
 
     Inputs: logits (rows, answers); labels (rows, answers), scores in [0, 1], or (rows,), answers whose score is 1.
-    Rows whose labels are -100 do not count.
+    Rows whose labels are -100 do not count. Raises ValueError for labels of another shape and answers that the head
+    does not have.
     """
+    rows, num_answers = logits.shape
+    if labels.shape not in ((rows,), (rows, num_answers)) or (labels.ndim == 1 and labels.is_floating_point()):
+        raise ValueError(
+            f"labels must be scores of shape {rows, num_answers}, or whole numbers of shape {(rows,)}, not "
+            f"{labels.dtype} of shape {tuple(labels.shape)}."
+        )
     known = (labels if labels.ndim == 1 else labels[:, 0]) != -100
     if labels.ndim == 1:
-        labels = nn.functional.one_hot(labels.clamp(min=0), logits.shape[-1])
+        labels = labels.masked_fill(~known, 0)
+        # What is wrong would end the process on a GPU, without saying why.
+        if rows and not torch.compiler.is_compiling() and not 0 <= labels.min() <= labels.max() < num_answers:
+            raise ValueError(
+                f"labels lie between {int(labels.min())} and {int(labels.max())}, the head has answers 0 to "
+                f"{num_answers - 1}; -100 for questions without one."
+            )
+        labels = nn.functional.one_hot(labels.long(), num_answers)
     losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").sum(1)
     return losses.masked_fill(~known, 0.0).sum() / known.sum().clamp(min=1)
 

@@ -195,7 +195,7 @@ def predict_sliding(
         batch_size: windows that run together.
 
     Returns the mean of the windows' logits, (batch, labels, height, width), in float32. Raises ValueError for a stride
-    that leaves gaps, and for pixels of another shape.
+    that leaves gaps, and for pixels of another shape or of no picture.
     """
     crop_size = model.config.image_size if crop_size is None else crop_size
     stride = max(1, crop_size * 2 // 3) if stride is None else stride
@@ -206,6 +206,8 @@ def predict_sliding(
             f"pixel_values must be of shape (batch, channels, height, width), not {tuple(pixel_values.shape)}."
         )
     rows, _, height, width = pixel_values.shape
+    if rows == 0:
+        raise ValueError("There is no picture to segment: pixel_values hold 0 rows.")
     missing = (max(0, crop_size - width), max(0, crop_size - height))
     padded = nn.functional.pad(pixel_values, (0, missing[0], 0, missing[1]))
     windows = [

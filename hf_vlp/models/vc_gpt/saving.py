@@ -4,6 +4,7 @@ Each folder of `hf_vlp/models` holds this same file: a checkpoint carries the fi
 """
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -26,9 +27,10 @@ class SelfContainedSaving:
         """Save weights, configuration, the code of the model and of its pipelines, so that the folder needs no hf_vlp.
 
         Everything is written to a staging folder first and then moved over file by file: an interrupted save or a full
-        disk leaves what was there before. Arguments are those of `PreTrainedModel.save_pretrained`; weights keep their
-        in-memory names (`save_original_format=False`), without which Trainer cannot resume a nested tower of the
-        library.
+        disk leaves what was there before. Weights of the same variant that an earlier save left are removed, when the
+        model itself is saved and not its adapters. Arguments are those of `PreTrainedModel.save_pretrained`; weights
+        keep their in-memory names (`save_original_format=False`), without which Trainer cannot resume a nested tower
+        of the library.
         """
         if not is_main_process:
             return
@@ -58,11 +60,15 @@ class SelfContainedSaving:
             new_files = sorted(Path(staging).iterdir())
             for file in new_files:
                 os.replace(file, target / file.name)
-            # A single file left from an earlier save would win over new shards.
             new_names = {file.name for file in new_files}
-            for file in target.glob("model*.safetensors*"):
-                if file.name not in new_names:
-                    file.unlink()
+            variant = rf"\.{re.escape(kwargs['variant'])}" if kwargs.get("variant") else ""
+            weights = re.compile(
+                rf"model{variant}(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index{variant}\.json"
+            )
+            # A single file left from an earlier save would win over new shards. Adapters replace no model.
+            outdated = {file.name for file in target.iterdir() if weights.fullmatch(file.name)} - new_names
+            for name in outdated if any(map(weights.fullmatch, new_names)) else ():
+                (target / name).unlink()
 
     def _carry_pipelines(self, directory: Path) -> dict:
         """Copy the code of pipelines from the folder that the model was loaded from, and return its entries.
