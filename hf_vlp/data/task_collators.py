@@ -48,9 +48,31 @@ __all__ = [
     "QuestionCollator",
     "Row",
     "TaskCollator",
+    "find_label",
 ]
 
 IGNORED = -100  # the label of what is not to be learnt
+
+
+def find_label(label2id: Mapping[str, int], label: Any) -> int:
+    """The class number of a label, which may be a number, a truth value or a name.
+
+    A name counts as it stands; where no class is called so, without white space around it and whatever its case,
+    unless several classes are meant then. Raises ValueError for what is none of the classes.
+    """
+    if isinstance(label, str):
+        if label in label2id:
+            return int(label2id[label])
+        name = label.strip()
+        alike = [name] if name in label2id else [one for one in label2id if str(one).lower() == name.lower()]
+        if len({label2id[one] for one in alike}) == 1:
+            return int(label2id[alike[0]])
+        if alike:
+            raise ValueError(f"The label {label!r} may mean {' or '.join(map(repr, alike))}: write it as one of them.")
+    elif isinstance(label, numbers.Integral) and label in label2id.values():
+        return int(label)
+    names = ", ".join(map(repr, list(label2id)[:20])) + (", ..." if len(label2id) > 20 else "")
+    raise ValueError(f"The label {label!r} is none of {names}, nor the number of one.")
 
 
 class Row(NamedTuple):
@@ -356,7 +378,7 @@ class PairImagesCollator(TaskCollator):
 
     Args:
         num_images: 1 for statements about the one picture `image` (NLVR): `pixel_values` are (rows, 3, H, W).
-        label2id: names of classes, in lower case, when labels are strings.
+        label2id: names and numbers of the classes, see `find_label`; those of false and true unless given.
         with_labels: False for statements without labels.
     """
 
@@ -375,7 +397,7 @@ class PairImagesCollator(TaskCollator):
         if num_images not in (1, 2):
             raise ValueError(f"num_images must be 1 or 2, not {num_images}.")
         self.num_images = num_images
-        self.label2id = {name.lower(): label for name, label in (label2id or {"false": 0, "true": 1}).items()}
+        self.label2id = dict(label2id or {"false": 0, "true": 1})
         self.with_labels = with_labels
 
     def _images(self, record):
@@ -410,15 +432,11 @@ class PairImagesCollator(TaskCollator):
                 f"The record has no 'label', only {sorted(record)}. Map the label column of the data set (see "
                 "DataArguments.label_column), or pass with_labels=False."
             )
-        label = record["label"]
-        number = self.label2id.get(label.strip().lower()) if isinstance(label, str) else label
-        if not isinstance(number, numbers.Integral) or number not in self.label2id.values():
-            self.bad_samples.bad(
-                "other",
-                f"{record_name(record)}: the label {label!r} is none of {', '.join(map(repr, self.label2id))}.",
-            )
+        try:
+            return find_label(self.label2id, record["label"])
+        except ValueError as error:
+            self.bad_samples.bad("other", f"{record_name(record)}: {error}")
             return None
-        return int(number)
 
     def _no_target(self):
         return IGNORED

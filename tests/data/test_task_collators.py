@@ -1,9 +1,9 @@
 """`hf_vlp.data.task_collators`.
 
 Covers: keys, shapes and contents of the batches of each collator; padding; which texts are drawn; masking with both
-budgets and of single pieces; soft labels from each form of answers; labels of statements in each form; columns kept
-aside; reproducibility of all draws over batches, order and epochs; bad records, whole bad batches, mistakes of the
-configuration; working with several processes of a DataLoader.
+budgets and of single pieces; soft labels from each form of answers; labels of statements in each form, names that
+differ in case alone; columns kept aside; reproducibility of all draws over batches, order and epochs; bad records,
+whole bad batches, mistakes of the configuration; working with several processes of a DataLoader.
 """
 
 import io
@@ -24,6 +24,7 @@ from hf_vlp.data.task_collators import (
     PairImagesCollator,
     PreTrainingCollator,
     QuestionCollator,
+    find_label,
 )
 from hf_vlp.data.tokenization import train_bert_tokenizer
 from hf_vlp.models.mome.processing_mome import MomeImageProcessorPil, MomeProcessor
@@ -314,6 +315,22 @@ def test_labels_of_statements_have_several_forms(processor):
     three = {"entailment": 0, "neutral": 1, "contradiction": 2}
     batch = PairImagesCollator(processor, label2id=three)([{**RECORDS[0], "label": label} for label in three])
     assert batch["labels"].tolist() == [0, 1, 2]
+
+
+def test_classes_that_differ_in_case_alone_stay_apart(processor):
+    names = {"A": 0, "a": 1, "b": 2}
+    labels = ["A", "a", " A ", "B", 0, 1, 2]
+    batch = PairImagesCollator(processor, label2id=names)([{**RECORDS[0], "label": label} for label in labels])
+    assert batch["labels"].tolist() == [0, 1, 0, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [("AB", "'AB' may mean 'Ab' or 'aB'"), ("c", "'c' is none of 'Ab', 'aB'"), (2, "2 is none of"), (0.0, "0.0 is")],
+)
+def test_labels_that_are_no_class_are_refused_by_name(label, message):
+    with pytest.raises(ValueError, match=message):
+        find_label({"Ab": 0, "aB": 1}, label)
 
 
 @pytest.mark.parametrize("change", [{"label": None}, {"label": -1}, {"label": 2}, {"label": "maybe"}, {"label": 0.5}])
