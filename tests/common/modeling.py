@@ -16,6 +16,7 @@ import sys
 import pytest
 import torch
 import transformers
+from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, BertConfig, BertModel, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -323,6 +324,21 @@ class SavingTests(ModelSetup):
         inputs = self.make_inputs(model.config)
         found = {name: value.cpu() for name, value in run(loaded, inputs).items()}
         assert_same(run(model, inputs), found, **CLOSE)
+
+    def test_offloaded_weights_give_the_same_outputs(self, variant):
+        model = self.model_of(variant)
+        inputs = self.make_inputs(model.config)
+        expected = run(model, inputs)
+        offloaded = cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
+        assert_same(expected, run(offloaded, inputs), **CLOSE)
+
+    def test_saving_leaves_what_is_not_its_own(self, variant, tmp_path):
+        model = self.model_of(variant)
+        (tmp_path / "model_ema.safetensors").write_text("of others")
+        model.save_pretrained(tmp_path)
+        model.save_pretrained(tmp_path, variant="half")
+        names = {file.name for file in tmp_path.glob("*.safetensors")}
+        assert names == {"model_ema.safetensors", "model.safetensors", "model.half.safetensors"}
 
     def test_shards_and_single_file_replace_each_other(self, variant, tmp_path):
         first, second, third = (self.model_of(variant, seed=seed) for seed in range(3))

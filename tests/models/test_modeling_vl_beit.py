@@ -8,21 +8,25 @@ that are asked for, wrong inputs.
 
 import pytest
 import torch
-from transformers import BeitConfig, BeitModel
+from peft import LoraConfig
+from transformers import BeitConfig, BeitForMaskedImageModeling, BeitModel
 
 from hf_vlp import (
     VlBeitConfig,
     VlBeitForImageClassification,
+    VlBeitForImagesAndTextClassification,
     VlBeitForImageTextRetrieval,
     VlBeitForMaskedImageModeling,
     VlBeitForMaskedLM,
     VlBeitForPreTraining,
     VlBeitForSemanticSegmentation,
+    VlBeitForVisualQuestionAnswering,
     VlBeitModel,
     VlmoConfig,
     VlmoForMaskedImageModeling,
     VlmoForMaskedLM,
 )
+from hf_vlp.adapters import apply_lora
 from hf_vlp.models.mome.mome_interpolation import interpolate_position_bias_table
 from tests.common.modeling import CLOSE
 from tests.common.setup import assert_same, run
@@ -143,9 +147,13 @@ def test_visual_tokens_of_shown_patches_do_not_count(model, inputs):
 
 
 def test_the_class_position_is_never_predicted(model, inputs):
-    outputs = run(model, inputs)
-    for name, rows in (("mim_logits", 3), ("mvlm_image_logits", 2)):
-        assert outputs[name].shape == (rows, 4, VISUAL_VOCAB_SIZE)
+    logits = run(model, inputs)["mim_logits"]
+    embeddings = model.vl_beit.image_embeddings(
+        inputs["image_pixel_values"], inputs["image_bool_masked_pos"], model.mask_token
+    )
+    states = model.vl_beit(image_embeds=embeddings).image_hidden_state
+    assert states.shape[1] == 1 + 4  # I_CLS first
+    torch.testing.assert_close(logits, model.mim_head(states[:, 1:]).detach(), **CLOSE)
 
 
 def test_terms_equal_their_separate_calls(model, inputs):
@@ -384,6 +392,69 @@ def test_a_picture_gives_what_it_gives_in_the_beit_that_a_model_starts_from(inpu
     torch.testing.assert_close(ours[-1], theirs[-1], **CLOSE)
 
 
+@pytest.mark.parametrize("from_folder", (False, True))
+def test_a_masked_beit_brings_its_final_norm(inputs, from_folder, tmp_path):
+    torch.manual_seed(0)
+    sizes = {name: value for name, value in SIZES.items() if name in BeitConfig().to_dict() and "vocab" not in name}
+    config = BeitConfig(**sizes, vocab_size=9, use_shared_relative_position_bias=True, layer_norm_eps=1e-6)
+    beit = BeitForMaskedImageModeling(config).eval()
+    for parameter in beit.parameters():
+        parameter.data.normal_(std=0.3)
+    beit.save_pretrained(tmp_path)
+    model, info = VlBeitModel.from_beit_pretrained(tmp_path if from_folder else beit, output_loading_info=True)
+    pictures = inputs["image_pixel_values"]
+    with torch.no_grad():
+        expected = beit.layernorm(beit.beit(pictures).last_hidden_state)
+        torch.testing.assert_close(model(pixel_values=pictures).last_hidden_state, expected, **CLOSE)
+    assert not {"norm.weight", "norm.bias"} & set(info["missing_keys"])
+    assert info["unexpected_keys"] == ["lm_head.bias", "lm_head.weight"]
+
+
+def test_absolute_positions_of_a_beit_are_not_lost(inputs):
+    torch.manual_seed(0)
+    sizes = {name: value for name, value in SIZES.items() if name in BeitConfig().to_dict() and "vocab" not in name}
+    positions = {"use_relative_position_bias": True, "use_absolute_position_embeddings": True}
+    beit = BeitModel(BeitConfig(**sizes, **positions, layer_norm_eps=1e-6)).eval()
+    beit.embeddings.position_embeddings.data.normal_()
+    model = VlBeitModel.from_beit_pretrained(beit)
+    pictures = inputs["image_pixel_values"]
+    with torch.no_grad():
+        theirs, ours = (one(pixel_values=pictures, output_hidden_states=True).hidden_states for one in (beit, model))
+    torch.testing.assert_close(ours[-1], theirs[-1], **CLOSE)
+    with pytest.raises(ValueError, match="has absolute positions"):
+        VlBeitModel.from_beit_pretrained(beit, use_absolute_position_embeddings=False)
+
+
+def test_options_of_the_hub_are_no_fields_of_the_configuration(tmp_path):
+    torch.manual_seed(0)
+    VlmoForMaskedLM(VlmoConfig(**SIZES)).save_pretrained(tmp_path / "vlmo")
+    options = {"revision": "main", "token": "secret", "local_files_only": True, "output_loading_info": True}
+    model, info = VlBeitModel.from_vlmo_pretrained(tmp_path / "vlmo", **options)
+    model.save_pretrained(tmp_path / "ours")
+    assert "secret" not in (tmp_path / "ours" / "config.json").read_text()
+    assert info["missing_keys"] == []
+
+
+def test_adapters_behind_frozen_pictures_train_with_reentrant_checkpointing(inputs):
+    model = apply_lora(make_model(VlBeitForImageClassification, num_labels=3), preset="attention", r=2)
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.enable_input_require_grads()
+    model(pixel_values=inputs["image_pixel_values"], labels=torch.tensor([0, 1, 2])).loss.backward()
+    gradients = {name: value.grad for name, value in model.named_parameters() if "lora_B" in name}
+    assert gradients
+    assert all(gradient is not None and gradient.any() for gradient in gradients.values())
+    model.disable_input_require_grads()
+
+
+def test_adapters_saved_beside_the_model_leave_it_there(tmp_path):
+    model = make_model(VlBeitModel)
+    model.save_pretrained(tmp_path)
+    model.add_adapter(LoraConfig(target_modules=["qkv"]))
+    model.save_pretrained(tmp_path)
+    assert {"model.safetensors", "adapter_model.safetensors"} <= {file.name for file in tmp_path.iterdir()}
+
+
 def test_classification_reads_the_mean_of_the_patches(inputs):
     model = make_model(VlBeitForImageClassification, num_labels=3)
     pictures = inputs["image_pixel_values"]
@@ -446,11 +517,57 @@ def test_retrieval_is_fine_tuned_with_contrast_and_matching(inputs):
         ({"visual_token_ids": torch.zeros(2, 16, dtype=torch.long)}, r"\(2, 4\), not \(2, 16\)"),
         ({"visual_token_ids": torch.full((2, 4), VISUAL_VOCAB_SIZE)}, "visual_vocab_size must be the number of codes"),
         ({"image_visual_token_ids": torch.full((3, 4), -1)}, "lie between -1 and -1"),
+        ({"image_visual_token_ids": torch.zeros(3, 4)}, "must be whole numbers, not torch.float32"),
+        ({"text_labels": torch.zeros(7, 2, dtype=torch.long)}, r"the shape of the texts, \(2, 7\), not \(7, 2\)"),
+        ({"text_attention_mask": torch.ones(2, 5)}, r"the shape of the texts, \(2, 7\), not \(2, 5\)"),
+        ({"text_input_ids": None}, "text_labels are targets of inputs that are not given"),
+        ({"image_pixel_values": None}, "image_visual_token_ids are targets of inputs that are not given"),
     ),
 )
 def test_wrong_inputs_say_what_was_expected(model, inputs, changes, message):
     with pytest.raises(ValueError, match=message):
         model(**{**inputs, **changes})
+
+
+@pytest.mark.parametrize("dtype", (torch.uint8, torch.int16, torch.int32, torch.uint16))
+def test_visual_tokens_may_be_of_any_integer_type(model, inputs, dtype):
+    expected = run(model, inputs)["loss"]
+    ids = {name: inputs[name].to(dtype) for name in ("visual_token_ids", "image_visual_token_ids")}
+    assert run(model, {**inputs, **ids})["loss"] == expected
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    (
+        (torch.tensor([1, -5]), "lie between -5 and 1, the head has answers 0 to 2"),
+        (torch.tensor([0, 3]), "lie between 0 and 3"),
+        (torch.zeros(2, 4), r"scores of shape \(2, 3\).*not torch.float32 of shape \(2, 4\)"),
+        (torch.zeros(2), "whole numbers"),
+    ),
+)
+def test_answers_that_the_head_does_not_have_are_refused(inputs, labels, message):
+    model = make_model(VlBeitForVisualQuestionAnswering, num_labels=3)
+    with pytest.raises(ValueError, match=message):
+        model(inputs["input_ids"], pixel_values=inputs["pixel_values"], labels=labels)
+
+
+@pytest.mark.parametrize("model_class", (VlBeitForImageClassification, VlBeitForImagesAndTextClassification))
+@pytest.mark.parametrize("choice", ({"num_labels": 1}, {"problem_type": "multi_label_classification"}))
+def test_other_problems_than_one_of_several_classes_are_refused(model_class, choice):
+    with pytest.raises(ValueError, match="one of at least two classes"):
+        make_model(model_class, **choice)
+
+
+def test_the_two_pictures_of_a_statement_are_told_apart(inputs):
+    model = make_model(VlBeitForImagesAndTextClassification, type_vocab_size=3)
+    model.vl_beit.token_type_embeddings.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    pictures = inputs["pixel_values"][:, None].repeat(1, 2, 1, 1, 1)
+    pictures[:, 1] = pictures[:, 1].flip(-1)
+    logits = run(model, {"input_ids": inputs["input_ids"], "pixel_values": pictures})["logits"]
+    weight = model.vl_beit.token_type_embeddings.weight.data
+    weight[2] = weight[1]  # the same type for both
+    alike = run(model, {"input_ids": inputs["input_ids"], "pixel_values": pictures})["logits"]
+    assert (logits - alike).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("model_class", (VlBeitForMaskedImageModeling, VlBeitForImageTextRetrieval))
@@ -462,8 +579,3 @@ def test_a_missing_picture_is_told(model_class, inputs):
 def test_nothing_to_learn_from_is_an_error(model):
     with pytest.raises(ValueError, match="needs pairs, texts or pictures"):
         model()
-
-
-def test_vocabularies_are_those_of_the_configuration(model):
-    assert model.mlm_head.decoder.out_features == VOCAB_SIZE
-    assert model.mim_head.out_features == VISUAL_VOCAB_SIZE

@@ -437,7 +437,8 @@ class MomeModel:
         self, input_ids: torch.LongTensor | None = None, inputs_embeds: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Texts as they enter the first block, type embedding included: (rows, length, dim)."""
-        return self.text_embeddings(input_ids, inputs_embeds) + self._embed_type(0)
+        embeddings = self.text_embeddings(input_ids, inputs_embeds)
+        return embeddings + self._embed_type(0, embeddings.device)
 
     def embed_image(
         self,
@@ -452,12 +453,11 @@ class MomeModel:
         """
         if image_embeds is None:
             image_embeds = self.image_embeddings(pixel_values)
-        return image_embeds + self._embed_type(image_type)
+        return image_embeds + self._embed_type(image_type, image_embeds.device)
 
-    def _embed_type(self, token_type: int | torch.LongTensor) -> torch.Tensor:
+    def _embed_type(self, token_type: int | torch.LongTensor, device: torch.device) -> torch.Tensor:
         """(1 or rows, 1, dim). Called, not read: offloaded weights are in place only then."""
-        indices = torch.as_tensor(token_type, device=self.token_type_embeddings.weight.device)
-        return self.token_type_embeddings(indices.view(-1, 1))
+        return self.token_type_embeddings(torch.as_tensor(token_type, device=device).view(-1, 1))
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)

@@ -791,8 +791,9 @@ class VcGptForConditionalGeneration(VcGptPreTrainedModel, GenerationMixin):
             logits = self.fusion_lm_head(hidden_state)
             return logits, None, logits if separate else None
         single_modal_logits = self.lm_head(language_hidden_state)
-        # Heads that an adapter or a quantiser replaced are no plain matrices: call them.
-        if separate or type(self.fusion_lm_head) is not nn.Linear or torch.is_autocast_enabled(logits_device(self)):
+        # Heads that an adapter or a quantiser replaced, or that are offloaded, are no plain matrices: call them.
+        is_plain = type(self.fusion_lm_head) is nn.Linear and not hasattr(self.fusion_lm_head, "_hf_hook")
+        if separate or not is_plain or torch.is_autocast_enabled(hidden_state.device.type):
             cross_modal_logits = self.fusion_lm_head(hidden_state)
             logits = single_modal_logits + cross_modal_logits
             return (logits, single_modal_logits, cross_modal_logits) if separate else (logits, None, None)
@@ -932,11 +933,6 @@ class VcGptForConditionalGeneration(VcGptPreTrainedModel, GenerationMixin):
         if cache is not None and not isinstance(cache, EncoderDecoderCache):
             fusion = self.model.fusion
             model_kwargs["past_key_values"] = VcGptCache(cache, len(fusion.text_layers) if fusion else 0)
-
-
-def logits_device(model: PreTrainedModel) -> str:
-    """Type of the device that the vocabulary products run on."""
-    return model.get_output_embeddings().weight.device.type
 
 
 def load_vision_tower(model: str | os.PathLike | PreTrainedModel) -> CLIPVisionModel:
