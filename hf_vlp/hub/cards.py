@@ -31,20 +31,27 @@ _METRIC_NAMES = {
     "accuracy": ("accuracy", "Accuracy"),
     "consistency": ("accuracy", "Consistency"),
     "mlm_accuracy": ("accuracy", "Accuracy on masked words"),
-    "mean_recall": ("recall", "Mean recall"),
-    "masked_accuracy": ("accuracy", "Accuracy on masked words and patches"),
     "mim_accuracy": ("accuracy", "Accuracy on hidden patches"),
+    "mvlm_text_accuracy": ("accuracy", "Accuracy on masked words of pairs"),
+    "mvlm_image_accuracy": ("accuracy", "Accuracy on hidden patches of pairs"),
+    "masked_accuracy": ("accuracy", "Accuracy on masked words and patches"),
+    "itm_accuracy": ("accuracy", "Accuracy of matching"),
+    "rsum": ("recall", "Sum of recalls, in per cent"),
     "mean_iou": ("mean_iou", "Mean IoU"),
     "pixel_accuracy": ("accuracy", "Pixel accuracy"),
+    "mean_accuracy": ("accuracy", "Mean accuracy of the classes"),
     "explained_variance": ("explained_variance", "Explained variance"),
     "reconstruction_error": ("reconstruction_error", "Reconstruction error"),
     "codes_used": ("codes_used", "Codes used"),
     "perplexity": ("perplexity", "Perplexity of the codes"),
-} | {
-    f"{direction}_recall_at_{k}": ("recall", f"{name} R@{k}")
-    for direction, name in (("image_to_text", "Image to text"), ("text_to_image", "Text to image"))
-    for k in (1, 5, 10)
 }
+for _prefix, _ending in (("", ""), ("reranked_", ", re-ranked")):
+    _METRIC_NAMES[f"{_prefix}mean_recall"] = ("recall", f"Mean recall{_ending}")
+    for _direction, _name in (("image_to_text", "Image to text"), ("text_to_image", "Text to image")):
+        for _k in (1, 5, 10):
+            _METRIC_NAMES[f"{_prefix}{_direction}_recall_at_{_k}"] = ("recall", f"{_name} R@{_k}{_ending}")
+        for _rank in ("median", "mean"):
+            _METRIC_NAMES[f"{_direction}_{_rank}_rank"] = (f"{_rank}_rank", f"{_name} {_rank} rank")
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 Covers: complete metadata that the Hub's own classes read back, measured numbers in `model-index` and in the table
 beside those with shuffled pictures, "not measured" where nothing was, the paper's numbers marked as the paper's and
-cut to the model's task, training table, usage examples that run for every model class, every registered architecture
-having card data, adapters, cards of the published files (data, licence, origin, sizes, numbers), refused input, and
-the copies of template and data in `model_cards/`.
+cut to the model's task, training table, usage examples that run for every model class and print one word for each that
+is masked, a name for every score that a task measures, every registered architecture having card data, adapters, cards
+of the published files (data, licence, origin, sizes, numbers), refused input, and the copies of template and data in
+`model_cards/`.
 """
 
+import ast
 import inspect
 import os
 import re
@@ -14,11 +16,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 
 from hf_vlp.auto import ARCHITECTURES
+from hf_vlp.data.joint import JointRecords
+from hf_vlp.evaluation import evaluate_model, is_score
 from hf_vlp.hub.cards import (
     CARD_TASKS,
     Evaluation,
@@ -32,6 +38,7 @@ from hf_vlp.hub.cards import (
     published_checkpoints,
 )
 from hf_vlp.hub.export import save_repository
+from hf_vlp.tasks import TASKS
 from tests.hub import tiny_vlmo
 from tests.hub.tiny_vc_gpt import make_picture, make_tiny_model, make_tiny_processor
 
@@ -213,7 +220,10 @@ def test_usage_examples_of_every_class_run(name, repositories, monkeypatch, caps
     assert examples
     for example in examples:
         exec(compile(example, "card", "exec"), {})
-        assert capsys.readouterr().out.strip()
+        printed = capsys.readouterr().out.strip()
+        assert printed
+    if "[MASK]" in examples[-1]:  # other positions were not trained to say anything
+        assert len(ast.literal_eval(printed.splitlines()[-1])) == examples[-1].count("[MASK]")
 
 
 def test_first_example_of_every_class_runs_without_the_package(repositories):
@@ -329,10 +339,38 @@ def test_results_without_a_task_of_the_hub_are_written_under_our_name():
     assert "| **this checkpoint** | 75.0 | not measured |" in str(card)
 
 
-def test_metrics_of_every_task_have_names():
-    from hf_vlp.tasks import TASKS
-
-    assert {task.score for task in TASKS.values() if metric_name(task.score) == task.score} == set()
+@pytest.mark.parametrize("name", TASKS)
+def test_every_score_of_every_task_has_a_name(name):
+    task = TASKS[name]
+    if name == "captioning":
+        model, processor = make_tiny_model(), make_tiny_processor()
+        options = {"metrics": ("bleu", "rouge_l", "cider", "cider_d", "exact_match")}
+    else:
+        class_name = next(one for one in CLASS_NAMES if one.startswith(task.family) and one.endswith(task.head))
+        model = tiny_vlmo.make_model(class_name, **task.config)
+        processor = tiny_vlmo.make_processor_of(class_name)
+        options = {
+            "image_text_retrieval": {"rerank": 2},
+            "joint_pretraining": {"visual_tokenizer": lambda pixels: torch.zeros(len(pixels), 4, dtype=int)},
+            "masked_image": {"visual_tokenizer": lambda pixels: torch.zeros(len(pixels), 4, dtype=int)},
+        }.get(name, {})
+    records = [
+        {
+            **{"image": make_picture(row), "captions": tiny_vlmo.TEXTS[:1], "statement": tiny_vlmo.TEXTS[0]},
+            **{"question": tiny_vlmo.TEXTS[1], "answers": ["yes"] * 10},
+            **{"label": row, "identifier": f"dev-0-{row}-0", "segmentation_map": np.full((20, 20), row, np.uint8)},
+        }
+        for row in range(2)
+    ]
+    if task.labels == "answers":
+        model.config.id2label = {0: "yes", 1: "no"}
+    if name == "images_and_text_classification":
+        records = [{**record, "images": [record.pop("image")] * 2} for record in records]
+    if name == "joint_pretraining":
+        records = JointRecords({"pair": records, "text": records, "image": records})
+    scores = evaluate_model(model, processor, records, name, progress=False, **options)
+    assert task.score in scores
+    assert [key for key in scores if is_score(key) and metric_name(key) == key] == []
 
 
 def test_every_usage_example_belongs_to_a_task():

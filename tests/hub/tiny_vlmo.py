@@ -10,13 +10,15 @@ from hf_vlp.models.mome.configuration_vlmo import VlmoConfig
 from hf_vlp.models.mome.processing_mome import MomeImageProcessorPil, MomeProcessor
 from tests.models import tiny_vqkd
 
-CLASS_NAMES = [
-    name
-    for name in modeling_vlmo.__all__
-    if issubclass(getattr(modeling_vlmo, name), modeling_vlmo.VlmoPreTrainedModel) and name != "VlmoPreTrainedModel"
-]
-# Classes of VL-BEiT that do what none of VLMo does.
-VL_BEIT_CLASS_NAMES = ["VlBeitForPreTraining", "VlBeitForSemanticSegmentation"]
+
+def list_classes(module, base: str) -> list[str]:
+    """Names of the classes of a module that are models, its base class left out."""
+    names = [name for name in module.__all__ if issubclass(getattr(module, name), getattr(module, base))]
+    return [name for name in names if name != base]
+
+
+CLASS_NAMES = list_classes(modeling_vlmo, "VlmoPreTrainedModel")
+VL_BEIT_CLASS_NAMES = list_classes(modeling_vl_beit, "VlBeitPreTrainedModel")
 VQKD_CLASSES = {
     model_class.__name__: model_class
     for model_class in (tiny_vqkd.VlBeitVqkdTokenizer, tiny_vqkd.VlBeitVqkdForTraining)
