@@ -1,4 +1,4 @@
-"""A training run from one YAML: parse, build, train, evaluate, save."""
+"""A training run from one YAML: parse, build, train, save, evaluate."""
 
 import dataclasses
 import inspect
@@ -18,7 +18,7 @@ from hf_vlp.data.masked_collators import check_patches_stay
 from hf_vlp.data.sources import load_records
 from hf_vlp.evaluation import evaluate_model, format_scores, is_score
 from hf_vlp.hub.cards import Evaluation, make_card
-from hf_vlp.hub.export import save_repository
+from hf_vlp.hub.export import save_repository, staged_directory, write_extra_files
 from hf_vlp.metrics.captioning import CiderDScorer, DocumentFrequencies, build_document_frequencies
 from hf_vlp.pretraining.arguments import ModelArguments, RunArguments, parse_arguments
 from hf_vlp.pretraining.build import (
@@ -45,6 +45,8 @@ logger = logging.get_logger(__name__)
 
 METRICS_NAME = "metrics.json"
 SETTINGS_NAME = "run.yaml"
+# What training told, beside a repository whose evaluation has not ended yet.
+TRAINED_NAME = "trained.json"
 
 
 def train(
@@ -53,7 +55,7 @@ def train(
     *,
     show: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
-    """Train, evaluate and save as the settings say, stage after stage.
+    """Train, save and evaluate as the settings say, stage after stage.
 
     Args:
         arguments: parsed settings, or the YAML (a path or its content) that they are parsed from, with `flags`.
@@ -62,9 +64,12 @@ def train(
     Writes to `training.output_dir`: `checkpoint-N` during training, at the end a complete repository (weights, code,
     processor, card), `metrics.json`, the settings as `run.yaml`, the history as `log.jsonl`, and `predictions/`. Each
     of several stages has a folder of its own below; the last one's model is also the repository of the whole run.
+    Every split that is measured is opened before anything is trained, and the repository is written before the final
+    evaluation, which adds its scores to the card and `metrics.json`.
 
-    `training.resume_from_checkpoint: true` passes over finished stages and goes on from the last complete checkpoint
-    of the current one, or from the beginning where there is none. Works under `accelerate launch`.
+    `training.resume_from_checkpoint: true` passes over finished stages, evaluates one that was trained and saved
+    before its evaluation failed, and goes on from the last complete checkpoint of the current one, or from the
+    beginning where there is none. Works under `accelerate launch`.
 
     Returns the metrics of the last stage; those of earlier ones are in it under `stages`.
     """
@@ -76,28 +81,48 @@ def train(
     run = arguments if isinstance(arguments, RunArguments) else parse_arguments(arguments, flags)
     model = processor = previous = None
     results: dict[str, dict] = {}
+    finished = {stage.stage: load_finished_stage(stage) for stage in run.stages()}
+    # Those of a last stage must not be found missing after hours of the first.
+    splits = {stage.stage: open_splits(stage) for stage in run.stages() if finished[stage.stage] is None}
     for stage in run.stages():
         if previous is not None and not _goes_on(previous, stage):
             stage.model = _start_from_stage(stage.model, previous)
             model = processor = None
         previous = stage
-        finished = load_finished_stage(stage)
-        if finished is not None:
-            show(f"Stage {stage.stage}: finished before, taken from {stage.training.output_dir}.")
+        trained = load_trained_stage(stage)
+        if finished[stage.stage] is not None or trained is not None:
             own = dataclasses.replace(_start_from_stage(stage.model, stage), config={})
             model, processor = start_model(own, (), task=stage.task)[:2]
-            results[stage.stage] = finished
+        if finished[stage.stage] is not None:
+            show(f"Stage {stage.stage}: finished before, taken from {stage.training.output_dir}.")
+            results[stage.stage] = finished[stage.stage]
             continue
         if stage.stage:
             what = stage.task if stage.objective == "model_loss" else stage.objective
             show(f"Stage {stage.stage}: {what}.")
-        model, processor, metrics = train_stage(stage, model, processor, texts=iterate_run_texts(run), show=show)
+        if trained is not None:
+            show(f"Trained before, taken from {stage.training.output_dir}; the evaluation is made up for.")
+            metrics = evaluate_stage(
+                stage,
+                model.to(stage.training.device),
+                processor,
+                trained,
+                load_records(stage.data, "train"),
+                splits=splits[stage.stage],
+                visual_tokenizer=prepare_visual_tokens(stage, model, show),
+                show=show,
+            )
+        else:
+            texts = iterate_run_texts(run)
+            model, processor, metrics = train_stage(
+                stage, model, processor, texts=texts, splits=splits[stage.stage], show=show
+            )
         results[stage.stage or "run"] = metrics
     last = list(results.values())[-1]
     if run.all_stages:
         last = {**last, "stages": dict(list(results.items())[:-1])}
         whole = dataclasses.replace(previous, training=run.training, settings=run.settings)
-        save(whole, model, processor, last)
+        write_results(whole, save(whole, model, processor, last), last)
     return last
 
 
@@ -132,6 +157,12 @@ def load_finished_stage(stage: RunArguments) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def load_trained_stage(stage: RunArguments) -> dict | None:
+    """What the training of a stage told whose evaluation has not ended; only looked for when the run is resumed."""
+    path = Path(stage.training.output_dir) / TRAINED_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if _wants_resume(stage) and path.is_file() else None
+
+
 def _wants_resume(stage: RunArguments) -> bool:
     return (stage.training.resume_from_checkpoint or "").lower() in ("true", "auto")
 
@@ -144,19 +175,42 @@ def iterate_run_texts(run: RunArguments) -> Iterator[str]:
     yield from take_turns([iterate_texts(load_records(stage.data, "train"), stage.task) for stage in different])
 
 
+def open_splits(stage: RunArguments) -> dict[str, Any]:
+    """The splits that a stage measures during and after training, by name."""
+    splits = {}
+    for name in [stage.evaluation.split] * _evaluates_in_training(stage) + stage.evaluation.final_splits:
+        if name not in splits:
+            try:
+                splits[name] = load_records(stage.data, name)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} It is to be measured (evaluation.final_splits, evaluation.split): name another one, or "
+                    "none ([] and training.eval_strategy no)."
+                ) from error
+    return splits
+
+
+def _evaluates_in_training(stage: RunArguments) -> bool:
+    return str(stage.training.eval_strategy) not in ("no", "IntervalStrategy.NO")
+
+
 def train_stage(
     stage: RunArguments,
     model=None,
     processor=None,
     *,
     texts: Iterable[str] | None = None,
+    splits: dict[str, Any] | None = None,
     show: Callable[[str], None] = logger.info,
 ):
-    """One stage: build, train, evaluate, save. Returns (model, processor, metrics).
+    """One stage: build, train, save, evaluate. Returns (model, processor, metrics).
 
-    `texts` are what a tokenizer is trained from; those of the stage by default.
+    Args:
+        texts: what a tokenizer is trained from; those of the stage by default.
+        splits: what `open_splits` gives.
     """
     set_seed(stage.training.seed)
+    splits = open_splits(stage) if splits is None else splits
     records = load_records(stage.data, "train")
     start = None
     if model is None:
@@ -169,6 +223,7 @@ def train_stage(
         model, processor = start.model, start.processor
     check_lengths(stage, model)
     visual_tokenizer = prepare_visual_tokens(stage, model, show)
+    make_collator(stage, processor, model, training=True)  # its settings are checked before hours of tokenizing
     if visual_tokenizer is not None and stage.model.cache_visual_tokens:
         for name in AUGMENTATION_OPTIONS:  # found before hours of tokenizing, not in the first batch behind them
             check_patches_stay(make_augmentation(getattr(stage.batches, name), name))
@@ -184,7 +239,11 @@ def train_stage(
         model = apply_lora(model, **options)
     if get_task(stage.task).drop_last:
         stage.training.dataloader_drop_last = True
-    trainer = make_trainer(stage, model, processor, records, visual_tokenizer=visual_tokenizer, show=show)
+    trainer = make_trainer(
+        stage, model, processor, records, splits=splits, visual_tokenizer=visual_tokenizer, show=show
+    )
+    if PartialState().is_main_process:
+        (Path(stage.training.output_dir) / TRAINED_NAME).unlink(missing_ok=True)  # of an earlier run
     outcome = trainer.train(resume_from_checkpoint=find_checkpoint(stage, show))
     if use_cache is not None:
         model.config.use_cache = use_cache  # Trainer switches it off, and it would be saved so
@@ -195,10 +254,12 @@ def train_stage(
     metrics |= {"train_steps": trainer.state.global_step, "bad_samples": trainer.bad_sample_counts}
     if trainer.state.best_metric is not None:
         metrics["best_metric"] = trainer.state.best_metric
-    plain = trainer.accelerator.unwrap_model(trainer.model)
-    metrics |= evaluate(stage, plain, processor, records, visual_tokenizer=visual_tokenizer, show=show)
-    model = save(stage, plain, processor, metrics)
-    return model, processor, metrics
+    # Before the evaluation: whatever it meets, the trained weights are there.
+    model = save(stage, trainer.accelerator.unwrap_model(trainer.model), processor, metrics)
+    metrics = evaluate_stage(
+        stage, model, processor, metrics, records, splits=splits, visual_tokenizer=visual_tokenizer, show=show
+    )
+    return merge_lora(model), processor, metrics
 
 
 def find_checkpoint(stage: RunArguments, show: Callable[[str], None] = logger.info) -> str | None:
@@ -218,15 +279,14 @@ def find_checkpoint(stage: RunArguments, show: Callable[[str], None] = logger.in
 
 
 def make_trainer(
-    stage: RunArguments, model, processor, records, *, visual_tokenizer=None, show=logger.info
+    stage: RunArguments, model, processor, records, *, splits, visual_tokenizer=None, show=logger.info
 ) -> VlpTrainer:
-    """The trainer of a stage with its collators and callbacks."""
+    """The trainer of a stage with its collators and callbacks; `splits` are those of `open_splits`."""
     training, evaluation = stage.training, stage.evaluation
     callbacks = [ParameterTableCallback(show), JsonLinesCallback(Path(training.output_dir) / "log.jsonl")]
     eval_records = scoring = None
-    if str(training.eval_strategy) not in ("no", "IntervalStrategy.NO"):
-        eval_split = load_records(stage.data, evaluation.split)
-        eval_records = first_records(eval_split, evaluation.max_records)
+    if _evaluates_in_training(stage):
+        eval_records = first_records(splits[evaluation.split], evaluation.max_records)
         if get_task(stage.task).drop_last and len(eval_records) % training.eval_batch_size == 1:
             eval_records = first_records(eval_records, len(eval_records) - 1)  # a record alone has no negative
         if evaluation.num_samples > 0:
@@ -288,23 +348,31 @@ def make_scorer(stage: RunArguments, records, *, end_token: str) -> CiderDScorer
     return CiderDScorer(frequencies, end_token=end_token)
 
 
-def evaluate(
+def evaluate_stage(
     stage: RunArguments,
     model,
     processor,
+    metrics: dict,
     records,
     *,
+    splits: dict[str, Any],
     visual_tokenizer=None,
     show: Callable[[str], None] = logger.info,
 ) -> dict:
-    """The final evaluation: every split of `evaluation.final_splits`, scores named `<split>_<metric>`."""
+    """The final evaluation of a stage that was trained and saved, which marks it as finished.
+
+    Args:
+        metrics: those of training; the scores of each of `evaluation.final_splits` are added as `<split>_<metric>`.
+        records: training records, for the baselines.
+        splits: what `open_splits` gives.
+    """
     evaluation = stage.evaluation
-    metrics: dict[str, Any] = {}
+    metrics = dict(metrics)
     for split in evaluation.final_splits:
         scores = evaluate_model(
             model,
             processor,
-            first_records(load_records(stage.data, split), evaluation.final_max_records),
+            first_records(splits[split], evaluation.final_max_records),
             stage.task,
             training_records=records if evaluation.constant_candidates else None,
             predictions_path=Path(stage.training.output_dir) / "predictions" / f"{split}.json",
@@ -312,33 +380,42 @@ def evaluate(
         )
         show(format_scores(split, scores))
         metrics |= {f"{split}_{name}": value for name, value in scores.items()}
+    write_results(stage, model, metrics)
     return metrics
 
 
 def save(stage: RunArguments, model, processor, metrics: dict):
-    """Write the repository of a stage with its card, metrics and settings. Returns the model, adapters merged."""
+    """Write the repository of a trained stage: weights, code, processor, settings, and a card without scores.
+
+    Adapters are merged first if the settings say so. Returns the model as it was saved.
+    """
     directory = Path(stage.training.output_dir)
     state = PartialState()
     has_adapters = hasattr(model, "merge_and_unload")
-    merge = has_adapters and stage.peft is not None and stage.peft.merge
-    if merge:
+    if has_adapters and stage.peft is not None and stage.peft.merge:
         if state.is_main_process:
             save_adapter(model, directory / "adapter")
         model, has_adapters = merge_lora(model), False
     if state.is_main_process:
-        # metrics.json marks the stage as finished; the repository appears whole or not at all.
-        save_repository(
-            directory,
-            model=model,
-            processor=processor,
-            card=describe(stage, model, metrics),
-            extra_files={
-                METRICS_NAME: metrics,
-                SETTINGS_NAME: yaml.safe_dump(without_folders(stage.settings), sort_keys=False),
-            },
-        )
+        (directory / METRICS_NAME).unlink(missing_ok=True)  # of the weights that are now replaced
+        files = {SETTINGS_NAME: yaml.safe_dump(without_folders(stage.settings), sort_keys=False)}
+        if not has_adapters:  # those are not loaded as the start of a stage
+            files[TRAINED_NAME] = metrics
+        card = describe(stage, model, metrics)
+        save_repository(directory, model=model, processor=processor, card=card, extra_files=files)
     state.wait_for_everyone()
-    return merge_lora(model) if has_adapters else model
+    return model
+
+
+def write_results(stage: RunArguments, model, metrics: dict) -> None:
+    """Card and metrics of a saved stage. The file of metrics marks it as finished, thus it comes last."""
+    directory = Path(stage.training.output_dir)
+    state = PartialState()
+    state.wait_for_everyone()  # nobody still looks whether the stage is finished
+    if state.is_main_process:
+        with staged_directory(directory, outdated=(TRAINED_NAME,)) as staging:
+            write_extra_files(staging, {"README.md": str(describe(stage, model, metrics)), METRICS_NAME: metrics})
+    state.wait_for_everyone()
 
 
 def describe(stage: RunArguments, model, metrics: dict):
@@ -353,6 +430,8 @@ def describe(stage: RunArguments, model, metrics: dict):
             name.removeprefix(f"{split}_"): value for name, value in metrics.items() if name.startswith(f"{split}_")
         }
         own = {name: value for name, value in scores.items() if is_score(name)}
+        if not own:
+            continue  # not measured yet, or no scores: nobody knows the answers of a challenge's test part
         shuffled = {name: scores[f"shuffled_{name}"] for name in own if f"shuffled_{name}" in scores}
         evaluations.append(
             Evaluation(
@@ -393,4 +472,4 @@ def without_folders(settings: Any) -> Any:
     return Path(settings).name if is_local else settings
 
 
-__all__ = ["evaluate", "find_checkpoint", "make_trainer", "save", "train", "train_stage"]
+__all__ = ["evaluate_stage", "find_checkpoint", "make_trainer", "open_splits", "save", "train", "train_stage"]

@@ -1,4 +1,5 @@
-"""Whole runs from settings: scenes, stages with SCST, resume of stages, LoRA, starting points, bad settings."""
+"""Whole runs from settings: scenes, stages with SCST, resume of stages, splits that are missing, evaluations that fail,
+LoRA, starting points, bad settings."""
 
 import json
 
@@ -137,6 +138,45 @@ def test_resume_passes_over_finished_stages(staged_settings, tmp_path, monkeypat
     assert any("checkpoint-2" in text for text in shown)
     assert metrics["stages"] == expected["stages"]
     assert different(whole, parameters_of(AutoModelForImageTextToText.from_pretrained(tmp_path))) == []
+
+
+def test_splits_of_all_stages_are_opened_before_anything_is_trained(staged_settings, monkeypatch):
+    monkeypatch.setattr(run_module, "train_stage", lambda *rest, **options: pytest.fail("trained first"))
+    staged_settings["stages"][1]["evaluation"] = {"final_splits": ["test", "tset"]}
+    with pytest.raises(ValueError, match=r"tset.*evaluation\.final_splits"):
+        train(staged_settings)
+    staged_settings["stages"][1] |= {"evaluation": {"split": "tset"}}
+    staged_settings["stages"][1]["training"] |= {"eval_strategy": "steps", "eval_steps": 1}
+    with pytest.raises(ValueError, match=r"tset.*evaluation\.split"):
+        train(staged_settings)
+
+
+@pytest.mark.parametrize("name", [None, "only"])
+def test_a_failed_evaluation_leaves_the_weights_and_is_made_up_for(name, tmp_path, monkeypatch):
+    def fail(*rest, **options):
+        raise ValueError("Too many bad samples")
+
+    settings = make_settings(tmp_path, training={"save_strategy": "no"})
+    if name:
+        settings["stages"] = [{"name": name}]
+    folder = tmp_path / (name or "")
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.json").write_text('{"of": "an earlier run"}')
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "evaluate_model", fail)
+        with pytest.raises(ValueError, match="Too many bad samples"):
+            train(settings)
+    before = parameters_of(AutoModelForImageTextToText.from_pretrained(folder))
+    assert not (folder / "metrics.json").exists()
+    assert "validation" not in (folder / "README.md").read_text()
+    monkeypatch.setattr(run_module, "train_stage", lambda *rest, **options: pytest.fail("trained again"))
+    metrics = train(settings, {"resume_from_checkpoint": "true"})
+    assert metrics["train_steps"] == 3
+    assert metrics["validation_cider_d"] >= 0
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert "validation" in (folder / "README.md").read_text()
+    assert not (folder / "trained.json").exists()
+    assert different(before, parameters_of(AutoModelForImageTextToText.from_pretrained(tmp_path))) == []
 
 
 def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path):
