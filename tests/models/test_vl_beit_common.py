@@ -1,8 +1,12 @@
 """The common tests for every head of VL-BEiT; what only VL-BEiT promises is in `test_modeling_vl_beit.py`.
 
-Heads that VLMo has too take their declarations from its tests, and are run once, without the variants and the export
-that are the same code. Exported without this package are the heads that are VL-BEiT's own.
+Heads that VLMo has too take their declarations from its tests, and are run once, without the variants and the saving
+again that are the same code. One process without this package loads every class and gives equal results.
 """
+
+import os
+import subprocess
+import sys
 
 import torch
 
@@ -21,6 +25,7 @@ from hf_vlp import (
 from tests.common.adapters import AdapterTests
 from tests.common.modeling import ModelingTests
 from tests.common.training import TrainingTests
+from tests.hub.tiny_vlmo import VL_BEIT_CLASS_NAMES
 from tests.models import test_modeling_vlmo as vlmo
 from tests.models.vl_beit_setup import joint_batch, masked_pictures
 
@@ -83,7 +88,7 @@ class PictureSetup(VlBeitSetup):
 class TestVlBeitForImageClassification(PictureSetup, ModelingTests, AdapterTests, TrainingTests):
     model_class = VlBeitForImageClassification
     auto_class = "AutoModelForImageClassification"
-    selected = {**VlBeitSetup.selected, "export|compiled": ()}  # the two heads below stand for all
+    selected = {**VlBeitSetup.selected, "export|compiled": ()}  # heads of its own stand for all
     idle_parameters = PictureSetup.idle_parameters + r"|vl_beit\.norm\."
 
     def make_inputs(self, config, rows=2, seed=0):
@@ -123,7 +128,7 @@ class TestVlBeitForPreTraining(VlBeitSetup, ModelingTests, AdapterTests, Trainin
     model_class = VlBeitForPreTraining
     auto_class = "AutoModelForPreTraining"
     # A mean over hidden words and patches, whose number varies; states of which of its passes?
-    selected = {**VlBeitSetup.selected, "accumulated|hidden_states_and": ()}
+    selected = {**VlBeitSetup.selected, "accumulated|hidden_states_and|export": ()}
     label_inputs = ("labels", "text_labels", "visual_token_ids", "image_visual_token_ids")
     mask_inputs = ("attention_mask", "text_attention_mask")
     padding_values = {
@@ -140,3 +145,37 @@ class TestVlBeitForPreTraining(VlBeitSetup, ModelingTests, AdapterTests, Trainin
 
     def make_inputs(self, config, rows=2, seed=0):
         return joint_batch(config, rows, rows, rows, seed)
+
+
+LOAD_ALL = """
+import sys
+sys.modules["hf_vlp"] = None  # any import of it fails
+import torch, transformers
+
+for name, (auto_class, inputs) in torch.load("calls").items():
+    model = getattr(transformers, auto_class).from_pretrained("./" + name, trust_remote_code=True)
+    assert type(model).__name__ == name, type(model)
+    with torch.no_grad():
+        torch.save(model(**inputs)[0], name + ".found")
+"""
+
+
+def test_every_class_gives_equal_results_without_the_package(tmp_path):
+    setups = [(value(), value.model_class, value.auto_class) for name, value in globals().items() if "TestVl" in name]
+    setups.append((setups[0][0], VlBeitModel, "AutoModel"))
+    models, calls = {}, {}
+    for setup, model_class, auto_class in setups:
+        model = models[model_class.__name__] = setup.model_of(setup.main_variant, model_class=model_class)
+        calls[model_class.__name__] = (auto_class, setup.inputs_without_labels(model.config))
+    assert models.keys() == set(VL_BEIT_CLASS_NAMES)
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+    torch.save(calls, tmp_path / "calls")
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "-c", LOAD_ALL]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name, model in models.items():
+        with torch.no_grad():
+            assert torch.equal(model(**calls[name][1])[0], torch.load(tmp_path / f"{name}.found")), name
