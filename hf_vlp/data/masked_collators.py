@@ -32,21 +32,24 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vlp.data.collators import BadSamplePolicy, TrainingCollator
+from hf_vlp.data.collators import BadSamplePolicy, TrainingCollator, record_name
 from hf_vlp.data.patch_masks import draw_block_mask, num_masked_patches
 from hf_vlp.data.task_collators import IGNORED, MaskedLanguageCollator, MaskingCollator, Row, TaskCollator
 
 __all__ = [
     "SIDES",
     "TOKEN_IDS",
+    "VIEW",
     "JointPreTrainingCollator",
     "MaskedImageCollator",
     "MaskedPairCollator",
     "check_patches_stay",
+    "make_tokenizer_view",
 ]
 
 SIDES = ("both", "text", "image", "alternate")
-TOKEN_IDS = "visual_token_ids"  # as `hf_vlp.data.visual_tokens.COLUMN`
+# Ends of the names under which a batch holds what a visual tokenizer looks at, and its ids (a column of records too).
+VIEW, TOKEN_IDS = "tokenizer_pixel_values", "visual_token_ids"
 
 
 def check_patches_stay(augment: Callable | None) -> None:
@@ -60,6 +63,44 @@ def check_patches_stay(augment: Callable | None) -> None:
         )
 
 
+def make_tokenizer_view(image: Image.Image, side: int, resample: str) -> torch.Tensor:
+    """What a visual tokenizer sees of a picture: all of it, (3, side, side) in [0, 1].
+
+    Made by Pillow whatever the image processor of the model does: another back end rounds differently, which moves
+    patches to other codes.
+    """
+    pixels = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling[resample.upper()]))
+    return torch.from_numpy(pixels.transpose(2, 0, 1) / np.float32(255))
+
+
+def check_resample(resample: str) -> None:
+    """Raise ValueError for a filter that Pillow does not have."""
+    if resample.upper() not in Image.Resampling.__members__:
+        raise ValueError(f"tokenizer_resample={resample!r} is not bicubic, lanczos or bilinear.")
+
+
+def _square_side(image_processor) -> int:
+    """Side of the squares that an image processor makes of whole pictures.
+
+    Raises ValueError for one that crops, pads or keeps proportions: its patches would not be those that a visual
+    tokenizer sees.
+    """
+    wrong = [name for name in ("do_center_crop", "do_pad") if getattr(image_processor, name, None)]
+    size = {name: value for name, value in dict(getattr(image_processor, "size", None) or {}).items() if value}
+    if not getattr(image_processor, "do_resize", True):
+        wrong.append("do_resize=False")
+    if "height" not in size or size["height"] != size.get("width"):
+        wrong.append("size: " + (", ".join(f"{name}={value}" for name, value in size.items()) or "not set"))
+    if wrong:
+        raise ValueError(
+            "Hidden patches and visual tokens must be of the same parts of a picture, and "
+            f"{type(image_processor).__name__} does not squeeze whole pictures into a square ({'; '.join(wrong)}). "
+            "Take a MomeImageProcessor, or switch cropping and padding off and set size to {'height': side, 'width': "
+            "side} with the model's image_size."
+        )
+    return size["height"]
+
+
 class _Repeating(TrainingCollator):
     """Draws anew for the records of a repetition (`JointRecords`) or of a later pass of a stream (`JointStream`)."""
 
@@ -70,6 +111,8 @@ class _Repeating(TrainingCollator):
 
 class _PatchMasking(_Repeating, TaskCollator):
     """Hides patches of pictures and brings along what is to be predicted there.
+
+    Raises ValueError for a processor that crops, pads or keeps the proportions of pictures.
 
     Args:
         window_size: patches along a side of the picture, `window_size` of the model's configuration.
@@ -92,21 +135,21 @@ class _PatchMasking(_Repeating, TaskCollator):
         **options,
     ):
         super().__init__(processor, **options)
+        side = _square_side(getattr(processor, "image_processor", processor))
         if tokenizer_image_size is None:
-            tokenizer_image_size = getattr(processor, "image_processor", processor).size["height"]
+            tokenizer_image_size = side
         if window_size < 2 or tokenizer_image_size < 1:
             raise ValueError(
                 f"window_size={window_size} must be at least 2, and tokenizer_image_size={tokenizer_image_size} at "
                 "least 1."
             )
-        if not hasattr(Image.Resampling, tokenizer_resample.upper()):
-            raise ValueError(f"tokenizer_resample={tokenizer_resample!r} is not bicubic, lanczos or bilinear.")
+        check_resample(tokenizer_resample)
         self.window_size = window_size
         self.num_patches = window_size**2
         self.num_masked = num_masked_patches(self.num_patches, image_mask_ratio)
         self.exact_mask_count = exact_mask_count
         self.tokenizer_image_size = tokenizer_image_size
-        self.tokenizer_resample = Image.Resampling[tokenizer_resample.upper()]
+        self.tokenizer_resample = tokenizer_resample
         self._has_token_ids = False
 
     def __call__(self, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -120,7 +163,9 @@ class _PatchMasking(_Repeating, TaskCollator):
             return ()
         ids = record.get(TOKEN_IDS)
         if ids is None:
-            self.bad_samples.bad("other", f"A record has no {TOKEN_IDS}, others do.")
+            # None is what a picture has that could not be read when they were cached: read now, it gives the reason.
+            if self._image(record) is not None:
+                self.bad_samples.bad("image", f"{record_name(record)} has no {TOKEN_IDS}, others do.")
             return None
         ids = torch.as_tensor(ids)
         if ids.numel() != self.num_patches or ids.is_floating_point():
@@ -140,7 +185,8 @@ class _PatchMasking(_Repeating, TaskCollator):
         batch = {"bool_masked_pos": torch.stack(masks)}
         if self._has_token_ids:
             return {**batch, TOKEN_IDS: torch.stack([row.target for row in rows])}
-        return {**batch, "tokenizer_pixel_values": torch.stack([self._tokenizer_view(row.images[0]) for row in rows])}
+        view = (self.tokenizer_image_size, self.tokenizer_resample)
+        return {**batch, VIEW: torch.stack([make_tokenizer_view(row.images[0], *view) for row in rows])}
 
     def _draw_mask(self, generator: random.Random | None) -> torch.Tensor:
         if generator is None:
@@ -148,11 +194,6 @@ class _PatchMasking(_Repeating, TaskCollator):
         return draw_block_mask(
             self.window_size, self.window_size, self.num_masked, generator, exact=self.exact_mask_count
         )
-
-    def _tokenizer_view(self, image: Image.Image) -> torch.Tensor:
-        size = (self.tokenizer_image_size, self.tokenizer_image_size)
-        pixels = np.asarray(image.convert("RGB").resize(size, self.tokenizer_resample))
-        return torch.from_numpy(pixels.transpose(2, 0, 1) / np.float32(255))
 
 
 class MaskedImageCollator(_PatchMasking):
@@ -167,7 +208,8 @@ class MaskedImageCollator(_PatchMasking):
             that of the processor's pictures) and `"bicubic"`, `"lanczos"` or `"bilinear"`.
         options: `bad_samples`, `seed`, `augment`, `max_pixels`, `size_hint`; see `CaptionCollator`.
 
-    Raises ValueError where records have cached `visual_token_ids` and `augment` moves the patches.
+    Raises ValueError for an image processor that crops, pads or keeps the proportions of pictures, and where records
+    have cached `visual_token_ids` and `augment` moves the patches.
     """
 
     text_columns = ()

@@ -1,9 +1,9 @@
 """`hf_vlp.data.masked_collators`.
 
 Covers: keys, shapes and types of the batches; numbers of hidden words and patches; which sides of pairs are masked;
-both views of a picture showing the same; cached visual tokens and when they are refused; records of repetitions;
-reproducibility over batches, order and epochs; bad samples of each source, whole bad batches; wrong settings; workers
-of a DataLoader; the settings of a run.
+both views of a picture showing the same, and processors under which they would not; cached visual tokens and when they
+are refused; records of repetitions; reproducibility over batches, order and epochs; bad samples of each source, whole
+bad batches; wrong settings; workers of a DataLoader; the settings of a run.
 """
 
 import io
@@ -211,6 +211,23 @@ def test_the_second_view_is_resized_as_asked(processor, resample):
     torch.testing.assert_close(batch["tokenizer_pixel_values"][0], expected)
 
 
+@pytest.mark.parametrize(
+    "options, found",
+    [
+        ({"size": {"shortest_edge": SIDE}}, "size: shortest_edge=32"),
+        ({"size": {"height": SIDE, "width": 48}}, "size: height=32, width=48"),
+        ({"do_center_crop": True, "crop_size": SIDE}, "do_center_crop"),
+        ({"do_pad": True}, "do_pad"),
+        ({"do_resize": False}, "do_resize=False"),
+    ],
+)
+@pytest.mark.parametrize("collator_class", COLLATORS)
+def test_processors_whose_patches_are_not_those_of_the_view_are_refused(processor, collator_class, options, found):
+    image_processor = MomeImageProcessorPil(**{"size": {"height": SIDE, "width": SIDE}, **options})
+    with pytest.raises(ValueError, match=rf"MomeImageProcessorPil does not squeeze .*\({found}\)"):
+        make(collator_class, MomeProcessor(image_processor, processor.tokenizer))
+
+
 def test_the_second_view_has_the_size_of_the_model_unless_said(processor):
     assert make(MaskedImageCollator, processor)(RECORDS)["tokenizer_pixel_values"].shape == (8, 3, SIDE, SIDE)
 
@@ -257,7 +274,16 @@ def test_a_record_without_its_tokens_is_a_bad_one(processor):
     assert len(batch["visual_token_ids"]) == 1
     batch = collator([with_ids(RECORDS[0]), RECORDS[1]])
     assert len(batch["visual_token_ids"]) == 1
-    assert collator.bad_samples.counts["other"] == 2
+    assert collator.bad_samples.counts["image"] == collator.bad_samples.counts["bad"] == 2
+
+
+@pytest.mark.parametrize(
+    "image, reason", [(BAD, "not an image of a supported format"), (picture(1), "has no visual_token_ids")]
+)
+def test_a_record_without_its_tokens_is_named_with_the_reason(processor, image, reason):
+    collator = make(MaskedImageCollator, processor, bad_samples=BadSamplePolicy("raise"))
+    with pytest.raises(BadSampleError, match=f"the record 'a.png'.*{reason}"):
+        collator([{"image": image, "file_name": "a.png", "visual_token_ids": None}])
 
 
 # Draws
