@@ -23,7 +23,7 @@ from hf_vlp.conversion.report import ConversionReport, enumerate_names
 from hf_vlp.conversion.safe_load import LoadedCheckpoint, load_checkpoint
 from hf_vlp.conversion.vlmo import BEIT, VLMO, ConversionResult, InferredConfig, Layout, Rule
 from hf_vlp.models.mome import modeling_vlmo
-from hf_vlp.models.mome.configuration_mome import MomeConfig
+from hf_vlp.models.mome.configuration_mome import MomeConfig, first_vl_block
 from hf_vlp.models.mome.configuration_vl_beit import VL_BEIT_SIZES, VlBeitConfig
 from hf_vlp.models.mome.configuration_vlmo import VlmoConfig
 
@@ -221,7 +221,7 @@ def convert(
     vlmo.check_size(inferred, size)
     head = head or made
     read = {name: value for name, value in inferred.config.items() if has_head or name not in _CLASSES}
-    wanted = {**read, **_fields_of_next_stage(inferred, head, fields, has_head=has_head), **fields}
+    wanted = {**read, **_fields_of_next_stage(inferred, head, has_head=has_head), **fields}
     wanted = vlmo.name_classes(wanted, labels, head, starts=not has_head, layout=VL_BEIT)
     model_config = VlBeitConfig(**wanted)
     if is_repository:
@@ -257,21 +257,14 @@ def convert(
     )
 
 
-def _fields_of_next_stage(
-    inferred: InferredConfig, head: str, given: Mapping[str, Any], *, has_head: bool
-) -> dict[str, Any]:
+def _fields_of_next_stage(inferred: InferredConfig, head: str, *, has_head: bool) -> dict[str, Any]:
     """What differs from the file in a model that it starts."""
     fields: dict[str, Any] = {}
     layers, start = inferred.config["num_hidden_layers"], inferred.config["vl_expert_start_layer"]
     if head not in _WITHOUT_PAIRS and not has_head:
         fields["max_text_length"] = min(VlBeitConfig().max_text_length, inferred.config["max_text_length"])
-        if start == layers and inferred.size is not None:
-            fields["vl_expert_start_layer"] = vlmo.published_field(inferred.size, "vl_expert_start_layer")
-        elif start == layers and "vl_expert_start_layer" not in given:
-            raise ValueError(
-                f"The file has no vision-language experts, which {head} needs. Give vl_expert_start_layer, the first "
-                f"block of {layers} with one, or {layers} for none (on the command line in the file of --config)."
-            )
+        if start == layers:
+            fields["vl_expert_start_layer"] = first_vl_block(layers)
     if head == "nlvr2":
         fields["type_vocab_size"] = 3
     if head == "retrieval" and not has_head:

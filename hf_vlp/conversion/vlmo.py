@@ -390,8 +390,8 @@ def _divide_rows(rows: int, index: torch.Tensor | None, patch_size: int, known: 
     given = {name: known[name] for name in ("max_text_length_of_table", "image_size") if name in known}
     raise ValueError(
         f"{_TABLE} has {rows} rows, which do not divide into (2 * patches along a side - 1)^2 + 5 + 2 * longest text "
-        f"with {given or 'the published longest text of 196'}. Give image_size or max_text_length_of_table (on the "
-        "command line in the file of --config)."
+        f"with {given or 'the published longest text of 196'}. Give image_size or max_text_length_of_table (in "
+        "`config`; on the command line in the JSON file of --config)."
     )
 
 
@@ -412,8 +412,8 @@ def _first_vl_block(state_dict: Mapping[str, torch.Tensor], num_layers: int, hea
     if not with_expert:
         raise ValueError(
             f"No block has a vision-language expert (transformer.blocks.*.mlp_vl, norm2_vl), as {HEADS[head]} has in "
-            f"the original. If that is meant, give vl_expert_start_layer={num_layers} (on the command line in the "
-            "file of --config)."
+            f"the original. If that is meant, give vl_expert_start_layer={num_layers} (in `config`; on the command "
+            "line in the JSON file of --config)."
         )
     return min(with_expert)
 
@@ -1028,7 +1028,7 @@ def _fields_of_next_stage(inferred: InferredConfig, head: str, given: Mapping[st
         elif "vl_expert_start_layer" not in given:
             raise ValueError(
                 f"Starting {head} from {inferred.head} adds vision-language experts. Give vl_expert_start_layer, the "
-                "first block with one (on the command line in the file of --config)."
+                "first block with one (in `config`; on the command line in the JSON file of --config)."
             )
     if head == "nlvr2":
         fields["type_vocab_size"] = 3

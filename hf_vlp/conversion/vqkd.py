@@ -194,8 +194,8 @@ def infer_config(state_dict: Mapping[str, torch.Tensor], **known: Any) -> dict[s
     if "num_attention_heads" not in known:
         if hidden_size % 64:
             raise ValueError(
-                f"The number of heads cannot be told from a width of {hidden_size}: give num_attention_heads (on the "
-                "command line in the file of --config)."
+                f"The number of heads cannot be told from a width of {hidden_size}: give num_attention_heads (in "
+                "`config`; on the command line in the JSON file of --config)."
             )
         config["num_attention_heads"] = hidden_size // 64  # as in all published files
     return {**config, **known}

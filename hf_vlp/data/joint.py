@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 __all__ = ["SOURCES", "JointRecords", "JointStream"]
 
@@ -32,9 +33,9 @@ class JointRecords:
     """One record of each source at every index, as long as the longest source.
 
     A source is gone through in its own order first. A shorter one is then repeated, each time in another order, until
-    the longest ends; records of such a repetition have a number of it under `pass`, so that a collator draws anew.
-    What lies at an index is a function of the index and the seed alone: a resumed run sees the same. It follows that
-    the last, unfinished repetition holds the same records in every epoch.
+    the longest ends, and in the next epoch goes on where it stopped; records of such a repetition have a number of it
+    under `pass`, so that a collator draws anew. What lies at an index is a function of index, epoch and seed alone: a
+    resumed run sees the same.
 
     Args:
         sources: name -> sequence of records (`datasets.Dataset`, list), for some of `pair`, `text`, `image`.
@@ -54,6 +55,7 @@ class JointRecords:
             if len(records) == 0:
                 raise ValueError(f"The source {name!r} is empty. Give None, or leave it out, to train without it.")
         self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # seen by workers that are running already
         self._orders: dict[tuple[str, int], np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -64,8 +66,14 @@ class JointRecords:
             raise IndexError(f"Index {index} is out of range: there are {len(self)} joint records.")
         return {name: self._record(name, index) if name in self.sources else None for name in SOURCES}
 
+    def set_epoch(self, epoch: int) -> None:
+        """Let the shorter sources go on where they were after so many epochs. Call it before the iteration starts."""
+        self._epoch.fill_(epoch)
+
     def _record(self, name: str, index: int) -> dict[str, Any]:
         records = self.sources[name]
+        if len(records) < len(self):  # the longest is shuffled by those who read it
+            index += int(self._epoch) * len(self)
         repetition, place = divmod(index, len(records))
         if repetition == 0:
             return records[place]

@@ -9,6 +9,8 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from hf_vlp.data.joint import JointRecords
+
 logger = logging.get_logger(__name__)
 
 
@@ -22,9 +24,14 @@ class BookkeepingCallback(TrainerCallback):
         self.trainer.start_clock()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        # The draw of captions is a function of the epoch, also when the epoch is resumed in its middle.
-        if hasattr(self.trainer.data_collator, "set_epoch"):
-            self.trainer.data_collator.set_epoch(int(state.epoch or 0))
+        # The draw of captions is a function of the epoch, also when the epoch is resumed in its middle. So are the
+        # records that a short source of joint pre-training has reached.
+        parts = [self.trainer.data_collator]
+        if isinstance(self.trainer.train_dataset, JointRecords):
+            parts.append(self.trainer.train_dataset)
+        for part in parts:
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(int(state.epoch or 0))
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.note_learning_rates()

@@ -51,7 +51,20 @@ def test_repetitions_are_numbered_for_new_draws(records):
     assert "pass" not in records.sources["pair"][0]
 
 
-def test_an_item_depends_on_index_and_seed_alone():
+def test_a_shorter_source_goes_on_where_the_last_epoch_left_it():
+    records = JointRecords({"pair": numbered("p", 4), "text": numbered("t", 6)})
+    seen = Counter()
+    for epoch in range(4):
+        records.set_epoch(epoch)
+        items = list(records)
+        assert [item["text"]["id"] for item in items] == [f"t{index}" for index in range(6)]
+        seen.update(item["pair"]["id"] for item in items)
+    assert seen == {f"p{index}": 6 for index in range(4)}
+    records.set_epoch(0)
+    assert [item["pair"]["id"] for item in records][:4] == ["p0", "p1", "p2", "p3"]
+
+
+def test_an_item_depends_on_index_epoch_and_seed_alone():
     sources = {"pair": numbered("p", 5), "text": numbered("t", 40)}
     forward, backward = JointRecords(sources, seed=3), JointRecords(sources, seed=3)
     items = [forward[index] for index in range(40)]

@@ -1,12 +1,13 @@
 """Every YAML in examples/configs passes the real parser, and opens with a comment on how it is run."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hf_vlp.auto import ARCHITECTURES
 from hf_vlp.pretraining.arguments import parse_arguments
-from hf_vlp.pretraining.build import check_config_keys, make_config
+from hf_vlp.pretraining.build import check_config_keys, check_lengths, make_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("**/*.yaml"))
 
@@ -20,8 +21,9 @@ def test_config_passes_the_parser(path, tmp_path):
         config_class = ARCHITECTURES[stage.model.architecture].get_config()
         check_config_keys(config_class, stage.model.config)
         from_nothing = not (stage.model.model_name_or_path or stage.model.vision_model_name_or_path)
-        if from_nothing:
-            make_config(stage.model.architecture, stage.model.config)  # the sizes fit together
+        if from_nothing:  # the sizes fit together, and the texts into them
+            config = make_config(stage.model.architecture, stage.model.config)
+            check_lengths(stage, SimpleNamespace(config=config))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

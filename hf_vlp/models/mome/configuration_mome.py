@@ -22,6 +22,14 @@ _LIBRARY_FIELDS = {
 }
 
 
+def first_vl_block(num_hidden_layers: int) -> int:
+    """Where vision-language experts start in a model that gets them: in the top 2 blocks, from 13 blocks on in 3.
+
+    So it is in the published sizes of VLMo; a decision of this package for others.
+    """
+    return max(0, num_hidden_layers - (2 if num_hidden_layers <= 12 else 3))
+
+
 @strict
 class PatchesConfig(PreTrainedConfig):
     """What configurations of Transformers over patches of pictures refuse; base class of those below and beside."""
@@ -223,4 +231,4 @@ class MomeConfig(PatchesConfig):
             )
 
 
-__all__ = ["MomeConfig", "PatchesConfig"]
+__all__ = ["MomeConfig", "PatchesConfig", "first_vl_block"]

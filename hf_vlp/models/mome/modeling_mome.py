@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_mome import MomeConfig
+from .configuration_mome import MomeConfig, first_vl_block
 from .mome import (
     MomeAttention,
     MomeBlock,
@@ -394,10 +394,9 @@ class MomeModel:
         config_kwargs, hub_options = split_hub_options(kwargs)
         source = load_beit(beit, **hub_options)
         theirs = source.config
-        layers = theirs.num_hidden_layers
         fields = {
             "hidden_size": theirs.hidden_size,
-            "num_hidden_layers": layers,
+            "num_hidden_layers": theirs.num_hidden_layers,
             "num_attention_heads": theirs.num_attention_heads,
             "intermediate_size": theirs.intermediate_size,
             "image_size": theirs.image_size,
@@ -406,7 +405,7 @@ class MomeModel:
             "hidden_act": theirs.hidden_act,
             "layer_scale_init_value": theirs.layer_scale_init_value or None,
             "use_absolute_position_embeddings": theirs.use_absolute_position_embeddings,
-            "vl_expert_start_layer": max(0, layers - (2 if layers <= 12 else 3)),
+            "vl_expert_start_layer": first_vl_block(theirs.num_hidden_layers),
             **config_kwargs,
         }
         config = cls.config_class(**fields)
