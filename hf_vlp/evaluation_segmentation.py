@@ -17,7 +17,12 @@ import numpy as np
 from hf_vlp.data.collators import BadSamplePolicy, record_id
 from hf_vlp.data.columns import only_columns
 from hf_vlp.data.image_io import ImageError
-from hf_vlp.data.segmentation import MAP_COLUMN, check_segmentation_map, load_segmentation_map
+from hf_vlp.data.segmentation import (
+    MAP_COLUMN,
+    check_ignore_index,
+    check_segmentation_map,
+    load_segmentation_map,
+)
 from hf_vlp.evaluation_tasks import WithOtherPictures, finish, make_inputs, predict_records, require_rows
 from hf_vlp.metrics.segmentation import confusion_metrics, count_confusions
 from hf_vlp.models.mome.mome_segmentation import predict_sliding
@@ -57,6 +62,8 @@ def evaluate_segmentation(
     num_labels, ignored = model.config.num_labels, model.config.semantic_loss_ignore_index
     if sliding_window is not None and (unknown := sorted(sliding_window.keys() - set(_WINDOW_OPTIONS))):
         raise ValueError(f"sliding_window has no option {unknown}; it takes {', '.join(_WINDOW_OPTIONS)}.")
+    reading = {"do_reduce_labels": getattr(image_processor, "do_reduce_labels", False), "ignore_index": ignored}
+    check_ignore_index(ignored, num_labels, reading["do_reduce_labels"])
 
     def segment(images, sizes) -> list[np.ndarray]:
         if sliding_window is None:
@@ -83,8 +90,8 @@ def evaluate_segmentation(
             references = []
             for image, record in zip(images, chunk):
                 try:
-                    reference = _read_map(record, image_processor)
-                    check_segmentation_map(reference, image.size if is_own_picture else None, num_labels)
+                    reference = _read_map(record, reading)
+                    check_segmentation_map(reference, image.size if is_own_picture else None, num_labels, ignored)
                     references.append(reference)
                 except ImageError as error:
                     if is_own_picture:
@@ -124,7 +131,7 @@ def evaluate_segmentation(
         both = [others[index] for index in kept if others[index] is not None]
         results |= {f"shuffled_{name}": value for name, value in confusion_metrics(add_up(both)).items()}
     if training_records is not None:
-        frequent = _most_frequent_class(training_records, image_processor, num_labels, ignored)
+        frequent = _most_frequent_class(training_records, reading, num_labels)
         constant = np.zeros_like(confusions)
         constant[:, frequent] = confusions.sum(axis=1)
         results |= {f"constant_{name}": value for name, value in confusion_metrics(constant).items()}
@@ -138,24 +145,22 @@ def evaluate_segmentation(
     return finish(results, rows, len(outcomes), start, predictions_path)
 
 
-def _read_map(record: dict, image_processor) -> np.ndarray:
+def _read_map(record: dict, reading: dict[str, Any]) -> np.ndarray:
     if MAP_COLUMN not in record:
         raise ValueError(f"The record has no {MAP_COLUMN!r}, only {sorted(record)}. Map its column (label_column).")
-    return load_segmentation_map(
-        record[MAP_COLUMN], do_reduce_labels=getattr(image_processor, "do_reduce_labels", False)
-    )
+    return load_segmentation_map(record[MAP_COLUMN], **reading)
 
 
-def _most_frequent_class(records, image_processor, num_labels: int, ignored: int) -> int:
+def _most_frequent_class(records, reading: dict[str, Any], num_labels: int) -> int:
     """The class with the most pixels in the first maps of the training records."""
     counts = np.zeros(num_labels, dtype=np.int64)
     for record in islice(only_columns(records, (MAP_COLUMN,)), MAX_TRAINING_MAPS):
         try:
-            one = _read_map(record, image_processor)
-            check_segmentation_map(one, None, num_labels)
+            one = _read_map(record, reading)
+            check_segmentation_map(one, None, num_labels, reading["ignore_index"])
         except ImageError:
             continue  # counted when it was trained on
-        counts += np.bincount(one[one != ignored], minlength=num_labels)
+        counts += np.bincount(one[one != reading["ignore_index"]], minlength=num_labels)
     if not counts.any():
         raise ValueError("The training records hold no labelled pixel that a most frequent class could be counted of.")
     return int(counts.argmax())

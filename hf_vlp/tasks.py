@@ -205,6 +205,7 @@ TASKS: dict[str, Task] = {
             collator="hf_vlp.data.segmentation:SegmentationCollator",
             collator_options=("augment",),
             collator_labels="label2id",
+            collator_config=("semantic_loss_ignore_index",),
             evaluate="hf_vlp.evaluation_segmentation:evaluate_segmentation",
             score="mean_iou",
             record_type="segmentation",

@@ -1,8 +1,9 @@
 """Pictures with a class for every pixel: reading maps, changing picture and map alike, batches.
 
 A record has `image` and `segmentation_map`: a picture of one channel or with a palette (bytes, path or PIL), or an
-array (height, width), of the picture's size. Its numbers are classes, 255 means a pixel that does not count; with
-`do_reduce_labels` of the image processor 0 means that, and the classes begin at 1 (ADE20K).
+array (height, width), of the picture's size. Its numbers are classes, or `semantic_loss_ignore_index` of the model's
+configuration (255 unless set) for a pixel that does not count; with `do_reduce_labels` of the image processor 0 means
+that too, and the classes begin at 1 (ADE20K).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ __all__ = [
     "MAP_COLUMN",
     "SegmentationAugmentation",
     "SegmentationCollator",
+    "check_ignore_index",
     "check_segmentation_map",
     "distort_colours",
     "load_segmentation_map",
@@ -42,12 +44,16 @@ _FILL = (124, 116, 104)
 
 
 def load_segmentation_map(
-    source, *, do_reduce_labels: bool = False, max_pixels: int = DEFAULT_MAX_PIXELS
+    source,
+    *,
+    do_reduce_labels: bool = False,
+    ignore_index: int = IGNORED_CLASS,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> np.ndarray:
     """Class numbers of pixels, int64 (height, width); never converted, unlike pictures.
 
     source: as for `load_image`, or an array, tensor or lists (height, width).
-    do_reduce_labels: 0 becomes 255, the others move down by one.
+    do_reduce_labels: 0 becomes `ignore_index`, the others but this one move down by one.
 
     Raises `ImageError` for what cannot be read, has more than `max_pixels`, or several channels.
     """
@@ -58,22 +64,41 @@ def load_segmentation_map(
             with open_image(source) as image:
                 _check_pixels(image, max_pixels)
                 image.load()
-                return read_segmentation_map(image, do_reduce_labels)
+                return read_segmentation_map(image, do_reduce_labels, ignore_index)
         if source is None:
             raise ValueError("there is none")
         if isinstance(source, Image.Image):
             _check_pixels(source, max_pixels)
-        return read_segmentation_map(source, do_reduce_labels)
+        return read_segmentation_map(source, do_reduce_labels, ignore_index)
     except ImageError as error:
         raise ImageError(f"The segmentation map cannot be read: {error}") from error
     except (OSError, ValueError, SyntaxError, TypeError) as error:  # a damaged file has many ways to say so
         raise ImageError(f"The segmentation map cannot be read: {error}") from error
 
 
-def check_segmentation_map(segmentation_map: np.ndarray, image_size: tuple[int, int] | None, num_labels: int) -> None:
+def check_ignore_index(ignore_index: int, num_labels: int, do_reduce_labels: bool = False) -> None:
+    """Raise ValueError for a label of pixels that do not count which maps also have for a class.
+
+    do_reduce_labels: the classes of the maps are 1 to `num_labels`, not 0 to `num_labels` - 1.
+    """
+    last = num_labels if do_reduce_labels else num_labels - 1
+    if 0 <= ignore_index <= last:
+        raise ValueError(
+            f"semantic_loss_ignore_index={ignore_index} stands for pixels that do not count, and the maps of "
+            f"{num_labels} classes hold it as a class. Set it, in the model's configuration, to a number above {last} "
+            "that the maps have for such pixels, or below 0, such as -100."
+        )
+
+
+def check_segmentation_map(
+    segmentation_map: np.ndarray,
+    image_size: tuple[int, int] | None,
+    num_labels: int,
+    ignore_index: int = IGNORED_CLASS,
+) -> None:
     """Raise `ImageError` for a map of another size than its picture (width, height), or with what is no class.
 
-    The classes are 0 to `num_labels` - 1, and 255 for pixels that do not count. `image_size=None` takes any size.
+    The classes are 0 to `num_labels` - 1. `image_size=None` takes any size.
     """
     height, width = segmentation_map.shape
     if image_size is not None and (width, height) != image_size:
@@ -82,12 +107,12 @@ def check_segmentation_map(segmentation_map: np.ndarray, image_size: tuple[int, 
             f"{width} x {height}."
         )
     is_class = (segmentation_map >= 0) & (segmentation_map < num_labels)
-    wrong = np.unique(segmentation_map[~is_class & (segmentation_map != IGNORED_CLASS)])
+    wrong = np.unique(segmentation_map[~is_class & (segmentation_map != ignore_index)])
     if len(wrong):
         raise ImageError(
             f"The segmentation map holds {', '.join(map(str, wrong[:10]))}; the model has the classes 0 to "
-            f"{num_labels - 1}. Set num_labels, or do_reduce_labels of the image processor for maps whose 0 means no "
-            "class."
+            f"{num_labels - 1}, and {ignore_index} for pixels that do not count. Set num_labels or "
+            "semantic_loss_ignore_index, or do_reduce_labels of the image processor for maps whose 0 means no class."
         )
 
 
@@ -123,8 +148,9 @@ def segmentation_classes(data: DataArguments) -> list[str] | None:
 class SegmentationAugmentation:
     """The training transform of mmsegmentation's ADE20K recipes, for `batches.augment: {segmentation: {}}`.
 
-    Resize, random part, mirror, colours; then the picture is filled up with a mean colour, and its map with 255, on
-    the right and at the bottom. Called with a picture, its map (height, width) and a `random.Random`, returns both.
+    Resize, random part, mirror, colours; then the picture is filled up with a mean colour, and its map with the label
+    of pixels that do not count, on the right and at the bottom. Called with a picture, its map (height, width), a
+    `random.Random` and that label, returns picture and map.
 
     Args:
         crop_size: side of the square that comes out; give the model's image size.
@@ -172,10 +198,14 @@ class SegmentationAugmentation:
         self.fill = tuple(fill)
 
     def __call__(
-        self, image: Image.Image, segmentation_map: np.ndarray, generator: random.Random
+        self,
+        image: Image.Image,
+        segmentation_map: np.ndarray,
+        generator: random.Random,
+        ignore_index: int = IGNORED_CLASS,
     ) -> tuple[Image.Image, np.ndarray]:
         image, segmentation_map = self._resize(image, segmentation_map, generator)
-        left, top, right, bottom = self._part(segmentation_map, generator)
+        left, top, right, bottom = self._part(segmentation_map, generator, ignore_index)
         image, segmentation_map = image.crop((left, top, right, bottom)), segmentation_map[top:bottom, left:right]
         if self.flip and generator.random() < 0.5:
             image, segmentation_map = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), segmentation_map[:, ::-1]
@@ -184,7 +214,7 @@ class SegmentationAugmentation:
         filled = Image.new("RGB", (self.crop_size, self.crop_size), self.fill)
         filled.paste(image, (0, 0))
         missing = [(0, self.crop_size - side) for side in segmentation_map.shape]
-        return filled, np.pad(segmentation_map, missing, constant_values=IGNORED_CLASS)
+        return filled, np.pad(segmentation_map, missing, constant_values=ignore_index)
 
     def _resize(self, image, segmentation_map, generator):
         ratio = generator.uniform(self.min_ratio, self.max_ratio)
@@ -195,7 +225,9 @@ class SegmentationAugmentation:
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
         return resized, resize_segmentation_map(segmentation_map, height, width)
 
-    def _part(self, segmentation_map: np.ndarray, generator: random.Random) -> tuple[int, int, int, int]:
+    def _part(
+        self, segmentation_map: np.ndarray, generator: random.Random, ignore_index: int
+    ) -> tuple[int, int, int, int]:
         height, width = (min(side, self.crop_size) for side in segmentation_map.shape)
         for _ in range(11):
             top = generator.randint(0, segmentation_map.shape[0] - height)
@@ -203,7 +235,7 @@ class SegmentationAugmentation:
             if self.max_class_share == 1:
                 break
             part = segmentation_map[top : top + height, left : left + width]
-            counts = np.bincount(part[part != IGNORED_CLASS])
+            counts = np.bincount(part[part != ignore_index])
             if counts.max(initial=0) < self.max_class_share * counts.sum():
                 break
         return left, top, left + width, top + height
@@ -246,15 +278,16 @@ class SegmentationCollator(TrainingCollator):
 
     A record has `image` and `segmentation_map` (see the head of this module). What cannot be read, a map of another
     size than its picture and one with a number that is no class leave the batch and are counted, as in all collators;
-    a batch without any good record is one white picture with labels of 255. Pictures are resized as the image
+    a batch without any good record is one white picture whose pixels do not count. Pictures are resized as the image
     processor does it, maps alike, each pixel to the nearest.
 
     Args:
         processor: with an image processor that takes `segmentation_maps`, whose `do_reduce_labels` is heeded; or that
             alone.
         label2id: of the model's configuration; its length is the number of classes.
-        augment: called as `augment(image, segmentation_map, generator)`, returns the first two; such as
-            `SegmentationAugmentation`.
+        semantic_loss_ignore_index: of the model's configuration; maps and labels have it where pixels do not count.
+        augment: called as `augment(image, segmentation_map, generator)`, with `ignore_index=` where it takes that;
+            returns the first two; such as `SegmentationAugmentation`.
         options: `bad_samples`, `seed`, `max_pixels`; see `CaptionCollator`.
     """
 
@@ -263,11 +296,13 @@ class SegmentationCollator(TrainingCollator):
         processor,
         *,
         label2id: Mapping[str, int],
-        augment: Callable[[Image.Image, np.ndarray, random.Random], tuple[Image.Image, np.ndarray]] | None = None,
+        semantic_loss_ignore_index: int = IGNORED_CLASS,
+        augment: Callable[..., tuple[Image.Image, np.ndarray]] | None = None,
         **options,
     ):
         super().__init__(getattr(processor, "image_processor", processor), augment=augment, **options)
-        if augment is not None and len(signature(augment).parameters) != 3:
+        parameters = set() if augment is None else set(signature(augment).parameters)
+        if augment is not None and len(parameters - {"ignore_index"}) != 3:
             raise TypeError(
                 f"{type(augment).__name__} changes pictures alone, and their segmentation maps would not fit any "
                 "more: take batches.augment: {segmentation: {}}, or a callable of picture, map and generator."
@@ -275,6 +310,10 @@ class SegmentationCollator(TrainingCollator):
         if self.size_hint is not None:
             raise ValueError("size_hint shrinks pictures as they are read, and not their segmentation maps.")
         self.num_labels = len(label2id)
+        self.ignore_index = semantic_loss_ignore_index
+        self.do_reduce_labels = getattr(self.processor, "do_reduce_labels", False)
+        check_ignore_index(self.ignore_index, self.num_labels, self.do_reduce_labels)
+        self._augment_options = {"ignore_index": self.ignore_index} if "ignore_index" in parameters else {}
 
     def __call__(self, records: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images, maps = [], []
@@ -284,11 +323,12 @@ class SegmentationCollator(TrainingCollator):
                 continue
             self.bad_samples.good()
             if self.augment is not None:
-                read = self.augment(*read, self._generator(record, [hashlib.blake2b(read[1]).hexdigest()]))
+                generator = self._generator(record, [hashlib.blake2b(read[1]).hexdigest()])
+                read = self.augment(*read, generator, **self._augment_options)
             images.append(read[0])
             maps.append(read[1])
         if not images:
-            images, maps = [Image.new("RGB", (64, 64), "white")], [np.full((64, 64), IGNORED_CLASS)]
+            images, maps = [Image.new("RGB", (64, 64), "white")], [np.full((64, 64), self.ignore_index)]
         batch = self.processor(images, segmentation_maps=maps, do_reduce_labels=False, return_tensors="pt")
         return {"pixel_values": batch["pixel_values"], "labels": batch["labels"]}
 
@@ -305,10 +345,11 @@ class SegmentationCollator(TrainingCollator):
         try:
             segmentation_map = load_segmentation_map(
                 record[MAP_COLUMN],
-                do_reduce_labels=getattr(self.processor, "do_reduce_labels", False),
+                do_reduce_labels=self.do_reduce_labels,
+                ignore_index=self.ignore_index,
                 max_pixels=self.max_pixels,
             )
-            check_segmentation_map(segmentation_map, image.size, self.num_labels)
+            check_segmentation_map(segmentation_map, image.size, self.num_labels, self.ignore_index)
         except ImageError as error:
             self.bad_samples.bad("other", f"{record_name(record)}: {error}")
             return None

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+# The default of `ignore_index`: what maps of eight bits have where pixels do not count.
+_IGNORED = 255
 # Pixels that are counted together: keeps what is computed in between below a few dozen megabytes.
 _CHUNK = 1 << 21
 
@@ -24,16 +26,19 @@ def _class_map(values: Any, name: str) -> np.ndarray:
     return array
 
 
-def count_confusions(prediction: Any, reference: Any, num_labels: int, ignore_index: int = 255) -> np.ndarray:
+def count_confusions(prediction: Any, reference: Any, num_labels: int, ignore_index: int = _IGNORED) -> np.ndarray:
     """How often each class was predicted for each: (num_labels, num_labels), row: reference, column: prediction.
 
     prediction, reference: class numbers of pixels, arrays or tensors of one shape.
+    ignore_index: what references have where pixels do not count; a class given here is left out of the scores.
 
-    Raises `ValueError` for unequal shapes and for numbers that are no class (a reference may be `ignore_index`),
-    `TypeError` for numbers that are not whole.
+    Raises `ValueError` for unequal shapes, for numbers that are no class (a reference may be `ignore_index`) and for
+    more than 255 classes with an `ignore_index` of 255, `TypeError` for numbers that are not whole.
     """
     if num_labels < 1:
         raise ValueError(f"`num_labels` must be at least 1, got {num_labels}")
+    if ignore_index == _IGNORED < num_labels:  # the default would leave out a class that nobody named
+        raise ValueError(f"{_IGNORED} is one of {num_labels} classes: pass another `ignore_index`, such as -100")
     predicted, wanted = _class_map(prediction, "prediction"), _class_map(reference, "reference")
     if predicted.shape != wanted.shape:
         raise ValueError(
@@ -88,7 +93,7 @@ def segmentation_metrics(
     references: Sequence | Iterable,
     num_labels: int,
     *,
-    ignore_index: int = 255,
+    ignore_index: int = _IGNORED,
     per_class: bool = False,
 ) -> dict[str, Any]:
     """`mean_iou`, `pixel_accuracy` and `mean_accuracy` of maps; see the head of this module.

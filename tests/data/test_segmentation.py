@@ -3,7 +3,8 @@
 Covers: forms that maps may have, what cannot be read; 0 as no class; records of scenes, of pictures and paths, of
 arrays, streamed; names of classes; the files of ADE20K; labels and maps of the processor; augmentation: picture and
 map together, sizes, shares of classes, filling up, colours, reproducibility; batches; bad pictures and maps of each
-kind; batches without good records; augmentations that do not fit; several processes of a DataLoader.
+kind; the label of pixels that do not count, with more than 255 classes too; batches without good records;
+augmentations that do not fit; several processes of a DataLoader.
 """
 
 import io
@@ -101,6 +102,17 @@ def test_a_map_is_read_from_a_path(tmp_path):
 def test_zero_can_mean_no_class():
     expected = [[IGNORED, 0, 1], [2, IGNORED, IGNORED]]
     assert load_segmentation_map(MAP, do_reduce_labels=True).tolist() == expected
+
+
+def test_zero_becomes_the_label_of_pixels_that_do_not_count():
+    classes = np.array([[0, 1, 255, 256, 300]], dtype=np.uint16)
+    reduced = load_segmentation_map(classes, do_reduce_labels=True, ignore_index=-100)
+    assert reduced.tolist() == [[-100, 0, 254, 255, 299]]
+    with pytest.raises(ImageError, match="256, which do_reduce_labels would turn into 255"):
+        load_segmentation_map(classes, do_reduce_labels=True)
+    processor = make_image_processor(do_reduce_labels=True, ignore_index=-100, do_resize=False)
+    batch = processor(Image.new("RGB", (5, 1)), segmentation_maps=classes, return_tensors="np")
+    assert np.array_equal(batch["labels"][0], reduced)
 
 
 BAD_MAPS = {
@@ -463,12 +475,45 @@ def test_labels_are_reduced_where_the_processor_says_so():
     assert torch.equal(batch["labels"], torch.where(plain == 0, IGNORED, plain - 1))
 
 
+MANY = {f"class {number}": number for number in range(300)}
+
+
+@pytest.mark.parametrize("augment", [None, SegmentationAugmentation(**{**SMALL, "crop_size": 64, "max_ratio": 1})])
+def test_the_255th_of_many_classes_counts_and_the_configured_label_does_not(augment):
+    classes = np.full((14, 20), 255, dtype=np.int64)
+    classes[:7] = 299
+    classes[:2] = -100
+    options = {"label2id": MANY, "semantic_loss_ignore_index": -100, "augment": augment}
+    options["processor"] = MomeImageProcessorPil(size=64)
+    labels = make_collator(**options)([{**make_record(), "segmentation_map": classes}])["labels"]
+    assert labels.unique().tolist() == [-100, 255, 299]
+    assert (make_collator(**options)([{**make_record(), "segmentation_map": None}])["labels"] == -100).all()
+
+
+@pytest.mark.parametrize(
+    ("number", "ignored", "reduces", "message"),
+    [
+        (256, 255, False, "semantic_loss_ignore_index=255"),
+        (300, 7, False, "semantic_loss_ignore_index=7"),
+        (255, 255, True, "number above 255"),
+    ],
+)
+def test_a_label_for_what_does_not_count_must_be_no_class(number, ignored, reduces, message):
+    options = {"label2id": dict(list(MANY.items())[:number]), "semantic_loss_ignore_index": ignored}
+    with pytest.raises(ValueError, match=message):
+        make_collator(processor=make_image_processor(do_reduce_labels=reduces), **options)
+
+
 BAD_RECORDS = {
     "picture": ({"image": {"bytes": b"broken", "path": None}}, "image", "Cannot|cannot"),
     "map": ({"segmentation_map": b"broken"}, "other", "segmentation map cannot be read"),
     "no map": ({"segmentation_map": None}, "other", "there is none"),
     "size": ({"segmentation_map": MAP}, "other", r"picture has 20 x 14 pixels .* map 3 x 2"),
-    "class": ({"segmentation_map": np.full((14, 20), 9)}, "other", "holds 9; the model has the classes 0 to 3"),
+    "class": (
+        {"segmentation_map": np.full((14, 20), 9)},
+        "other",
+        "holds 9; the model has the classes 0 to 3, and 255",
+    ),
     "negative": ({"segmentation_map": np.full((14, 20), -1)}, "other", "holds -1"),
 }
 

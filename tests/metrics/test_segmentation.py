@@ -75,6 +75,12 @@ def test_another_index_can_be_ignored():
     assert metrics["pixel_accuracy"] == 1.0
 
 
+def test_more_than_255_classes_need_another_index_to_ignore():
+    with pytest.raises(ValueError, match="255 is one of 300 classes"):
+        segmentation_metrics([[[255]]], [[[255]]], 300)
+    assert segmentation_metrics([[[255, 0]]], [[[255, -100]]], 300, ignore_index=-100)["mean_iou"] == 1.0
+
+
 def test_a_class_that_is_nowhere_does_not_count():
     prediction = reference = [[0, 0], [1, 1]]
     assert segmentation_metrics([prediction], [reference], 50)["mean_iou"] == 1.0

@@ -3,7 +3,7 @@
 Covers: a run from YAML, its repository and predictions; a start from pre-training at another size; augmentation and
 reduced labels in settings; names of classes; overfitting; saving, batch norm included, and loading at other sizes;
 pictures of one row; the schedule of the recipe; scores against maps computed by hand, baselines, bad records, sliding
-windows; batch norm over several processes; bad settings.
+windows; the label of pixels that do not count; batch norm over several processes; bad settings.
 """
 
 import io
@@ -152,7 +152,8 @@ def test_too_few_names_stop_the_run_and_name_the_classes(tmp_path):
 
 def test_a_new_head_needs_the_names_of_its_classes(tmp_path):
     lines = [json.dumps({"image": "a.png", "segmentation_map": "b.png", "captions": ["a dog"]})]
-    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
     for name in "ab":
         (tmp_path / f"{name}.png").write_bytes(b"")  # it only has to exist
     with pytest.raises(ValueError, match=r"set data\.label_names"):
@@ -280,6 +281,34 @@ def test_scores_are_those_of_maps_at_their_own_size():
     scores = evaluate(model, records, batch_size=2)
     assert {name: scores[name] for name in expected} == pytest.approx(expected)
     assert len(np.unique([one for one, _ in maps])) > 1, "several classes must be predicted"
+
+
+def test_the_label_of_pixels_that_do_not_count_comes_from_the_configuration():
+    records = make_records(3)
+    references = [load_segmentation_map(record["segmentation_map"]) for record in records]
+    ignored = [
+        {**record, "segmentation_map": np.where(one == 0, 255, one)} for record, one in zip(records, references)
+    ]
+    options = {"model": make_model(), "records": ignored, "training_records": ignored}
+    expected = evaluate(**options)
+    other = [{**record, "segmentation_map": np.where(one == 0, -100, one)} for record, one in zip(records, references)]
+    options = {"model": make_model(semantic_loss_ignore_index=-100), "records": other, "training_records": other}
+    scores = evaluate(**options)
+    for name in ("samples", "mean_iou", "pixel_accuracy", "constant_pixel_accuracy", "constant_answer"):
+        assert scores[name] == expected[name]
+
+
+def test_a_run_trains_with_the_label_that_the_configuration_has(tmp_path):
+    model = {"config": {**CONFIG, "semantic_loss_ignore_index": -100}, "image_processor": {"do_reduce_labels": True}}
+    metrics = run(tmp_path, model=model, data={"label_names": CLASSES[1:]})
+    assert metrics["bad_samples"]["bad"] == 0
+    assert metrics["validation_samples"] == 4
+
+
+def test_a_class_with_the_number_of_what_does_not_count_is_refused():
+    labels = {number: f"class {number}" for number in range(300)}
+    with pytest.raises(ValueError, match="semantic_loss_ignore_index=255 is one of the 300 classes"):
+        make_model(id2label=labels, label2id={name: number for number, name in labels.items()})
 
 
 def test_the_constant_is_the_most_frequent_class_of_training():

@@ -57,9 +57,11 @@ class MomeSegmentationHead(nn.Module):
     Args:
         config: with `hidden_size`, `num_labels`, `decoder_hidden_size` (`None`: `hidden_size`), `pool_scales`,
             `decoder_dropout`, `auxiliary_loss_weight` (0: no auxiliary head), `auxiliary_channels`,
-            `auxiliary_num_convs` and `auxiliary_index`, the map that the auxiliary head reads.
+            `auxiliary_num_convs`, `auxiliary_index`, the map that the auxiliary head reads, and
+            `semantic_loss_ignore_index`.
 
-    Raises ValueError for a single label and for an auxiliary index that is none of the four maps.
+    Raises ValueError for a single label, for an auxiliary index that is none of the four maps, and where a class has
+    the number of pixels that do not count.
     """
 
     def __init__(self, config):
@@ -67,6 +69,11 @@ class MomeSegmentationHead(nn.Module):
         dim = config.hidden_size
         if config.num_labels < 2:
             raise ValueError(f"num_labels={config.num_labels}: segmentation tells at least two classes apart.")
+        if 0 <= config.semantic_loss_ignore_index < config.num_labels:
+            raise ValueError(
+                f"semantic_loss_ignore_index={config.semantic_loss_ignore_index} is one of the {config.num_labels} "
+                "classes, whose pixels would not count: set it to a number above them, or below 0, such as -100."
+            )
         if not 0 <= config.auxiliary_index < NUM_MAPS:
             raise ValueError(f"auxiliary_index={config.auxiliary_index} is none of the {NUM_MAPS} maps, 0 to 3.")
         settings = SimpleNamespace(  # by the names that the decoders of transformers read

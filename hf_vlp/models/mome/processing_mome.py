@@ -15,17 +15,19 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
 MAX_TEXT_LENGTH = 40
-IGNORED_CLASS = 255
+IGNORED_CLASS = 255  # unless told otherwise
 
 
 class MomeImageProcessorKwargs(ImagesKwargs, total=False):
     """Options of the image processor beyond those that all have.
 
-    do_reduce_labels: in segmentation maps 0 means no class: it becomes 255, which does not count, and all classes move
-        down by one, as ADE20K needs it.
+    do_reduce_labels: in segmentation maps 0 means no class: it becomes `ignore_index`, which does not count, and all
+        classes move down by one, as ADE20K needs it.
+    ignore_index: label of pixels that do not count, 255; `semantic_loss_ignore_index` of the model's configuration.
     """
 
     do_reduce_labels: bool
+    ignore_index: int
 
 
 class _SquareTransform:
@@ -43,6 +45,7 @@ class _SquareTransform:
     image_mean = [0.5, 0.5, 0.5]
     image_std = [0.5, 0.5, 0.5]
     do_reduce_labels = False
+    ignore_index = IGNORED_CLASS
 
     def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
         """Pixel values of pictures and, with segmentation maps, `labels` (images, height, width).
@@ -64,10 +67,10 @@ class _SquareTransform:
             raise ValueError(
                 f"There are {len(pictures)} pictures and {len(maps)} segmentation maps: give one for each."
             )
-        do_reduce_labels = kwargs.get("do_reduce_labels", self.do_reduce_labels)
+        reading = {name: kwargs.get(name, getattr(self, name)) for name in ("do_reduce_labels", "ignore_index")}
         labels = []
         for index, (picture, segmentation_map) in enumerate(zip(pictures, maps)):
-            array = read_segmentation_map(segmentation_map, do_reduce_labels)
+            array = read_segmentation_map(segmentation_map, **reading)
             size = _size_of(picture)
             if size is not None and size != array.shape:
                 raise ValueError(
@@ -123,10 +126,13 @@ else:
     MomeImageProcessor = MomeImageProcessorPil
 
 
-def read_segmentation_map(segmentation_map, do_reduce_labels: bool = False) -> np.ndarray:
+def read_segmentation_map(
+    segmentation_map, do_reduce_labels: bool = False, ignore_index: int = IGNORED_CLASS
+) -> np.ndarray:
     """Class numbers of pixels as int64 (height, width), of a picture, array or tensor; see `MomeImageProcessorKwargs`.
 
-    Raises ValueError for several channels and for numbers that are not whole.
+    Raises ValueError for several channels, for numbers that are not whole and for a class that reducing would turn
+    into `ignore_index`.
     """
     array = np.asarray(segmentation_map)  # of a picture with a palette: the places in it
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
@@ -140,7 +146,13 @@ def read_segmentation_map(segmentation_map, do_reduce_labels: bool = False) -> n
         raise ValueError(f"A segmentation map holds whole numbers, not {array.dtype}.")
     array = array.astype(np.int64)
     if do_reduce_labels:
-        array = np.where((array == 0) | (array == IGNORED_CLASS), IGNORED_CLASS, array - 1)
+        if ignore_index != -1 and (array == ignore_index + 1).any():
+            raise ValueError(
+                f"The segmentation map holds {ignore_index + 1}, which do_reduce_labels would turn into "
+                f"{ignore_index}, the label of pixels that do not count: choose another one, such as -100 "
+                "(semantic_loss_ignore_index)."
+            )
+        array = np.where((array == 0) | (array == ignore_index), ignore_index, array - 1)
     return array
 
 
