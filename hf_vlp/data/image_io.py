@@ -22,7 +22,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from PIL import Image
 
-__all__ = ["DEFAULT_MAX_DOWNLOAD_BYTES", "DEFAULT_MAX_PIXELS", "ImageError", "load_image", "open_image"]
+__all__ = ["DEFAULT_MAX_DOWNLOAD_BYTES", "DEFAULT_MAX_PIXELS", "ImageError", "load_image", "open_image", "read_image"]
 
 # Pillow's own limit: a quarter of a gigabyte of RGB. A 64-megapixel photograph passes, a decompression bomb does not.
 DEFAULT_MAX_PIXELS = 89_478_485
@@ -102,6 +102,25 @@ def open_image(
     with _open_binary(source, name, timeout, max_download_bytes) as file:
         with _open_header(file, name) as image:
             yield image
+
+
+def read_image(
+    source, *, timeout: float = 20.0, max_download_bytes: int = DEFAULT_MAX_DOWNLOAD_BYTES
+) -> bytes | Image.Image:
+    """The whole content of any source of `load_image`, which reads it from there; a PIL image as it is.
+
+    Raises `ImageError` as `load_image` does; what the content is, nobody looked at.
+    """
+    if isinstance(source, dict):
+        source = _from_dict(source)
+    if isinstance(source, bytes | Image.Image):
+        return source
+    name = _describe(source)
+    with _open_binary(source, name, timeout, max_download_bytes) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise ImageError(f"Cannot read a picture from {name}: {error}.") from error
 
 
 def _from_dict(source: dict):

@@ -2,8 +2,9 @@
 
 Covers: every kind of source (PIL, bytes, path, dict, data address, http from a local server, fsspec address); every
 mode that files hold (palette, grey, 1-bit, 16-bit, CMYK, alpha, transparent colour key); orientation; animations;
-faster JPEG decoding on request; and each bad input with its message: not an image, truncated, empty, missing, folder,
-too many pixels (by header alone), strips, floats, wrong type, server errors, slow and oversized downloads.
+faster JPEG decoding on request; the content of a source undecoded; and each bad input with its message: not an image,
+truncated, empty, missing, folder, too many pixels (by header alone), strips, floats, wrong type, server errors, slow
+and oversized downloads.
 """
 
 import base64
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from hf_vlp.data.image_io import ImageError, load_image
+from hf_vlp.data.image_io import ImageError, load_image, read_image
 
 
 def encode(image, format="PNG", **options) -> bytes:
@@ -386,6 +387,20 @@ def test_picture_is_read_from_an_address(server):
     for page in ("/picture.png", "/moved"):
         assert np.array_equal(pixels(load_image(server + page)), pixels(photograph()))
     assert load_image({"bytes": None, "path": server + "/picture.png"}).size == (64, 48)
+
+
+def test_content_of_every_source_is_read_undecoded(server, tmp_path):
+    content, path = encode(photograph()), tmp_path / "picture.png"
+    path.write_bytes(content)
+    address = "data:image/png;base64," + base64.b64encode(content).decode()
+    for source in (content, bytearray(content), path, str(path), address, server + "/picture.png"):
+        assert read_image(source) == read_image({"bytes": None, "path": source}) == content
+    assert read_image({"bytes": content, "path": "no such file.png"}) == content
+    picture = photograph()
+    assert read_image(picture) is picture
+    for source in ("no such file.png", tmp_path, 3):
+        with pytest.raises(ImageError, match="Cannot read a picture from"):
+            read_image(source)
 
 
 def test_bad_answers_of_a_server_are_refused(server):
