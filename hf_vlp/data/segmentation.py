@@ -3,7 +3,8 @@
 A record has `image` and `segmentation_map`: a picture of one channel or with a palette (bytes, path or PIL), or an
 array (height, width), of the picture's size. Its numbers are classes, or `semantic_loss_ignore_index` of the model's
 configuration (255 unless set) for a pixel that does not count; with `do_reduce_labels` of the image processor 0 means
-that too, and the classes begin at 1 (ADE20K).
+that too, and the classes begin at 1 (ADE20K). Picture and map are turned upright, each as its own EXIF tag says: a map
+drawn over the upright picture has none, one drawn over the stored pixels needs the picture's.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from PIL import Image
 
 from hf_vlp.data.collators import TrainingCollator, record_name
-from hf_vlp.data.image_io import DEFAULT_MAX_PIXELS, ImageError, open_image
+from hf_vlp.data.image_io import DEFAULT_MAX_PIXELS, ImageError, open_image, turn_upright
 from hf_vlp.models.mome.processing_mome import IGNORED_CLASS, read_segmentation_map, resize_segmentation_map
 
 if TYPE_CHECKING:
@@ -52,23 +53,26 @@ def load_segmentation_map(
 ) -> np.ndarray:
     """Class numbers of pixels, int64 (height, width); never converted, unlike pictures.
 
-    source: as for `load_image`, or an array, tensor or lists (height, width).
+    source: as for `load_image`, or an array, tensor or lists (height, width); also under `bytes` or `path` of a dict.
     do_reduce_labels: 0 becomes `ignore_index`, the others but this one move down by one.
 
     Raises `ImageError` for what cannot be read, has more than `max_pixels`, or several channels.
     """
-    if isinstance(source, dict):
-        source = source["path"] if source.get("bytes") is None else source["bytes"]
     try:
+        if isinstance(source, dict):
+            if not source.keys() & {"bytes", "path"}:
+                raise ValueError(f"a dict needs 'bytes' or 'path', this one has {sorted(map(str, source))}")
+            source = source.get("path") if source.get("bytes") is None else source["bytes"]
         if isinstance(source, (bytes, bytearray, memoryview, str, os.PathLike)):
             with open_image(source) as image:
                 _check_pixels(image, max_pixels)
                 image.load()
-                return read_segmentation_map(image, do_reduce_labels, ignore_index)
+                return read_segmentation_map(turn_upright(image), do_reduce_labels, ignore_index)
         if source is None:
             raise ValueError("there is none")
         if isinstance(source, Image.Image):
             _check_pixels(source, max_pixels)
+            source = turn_upright(source)
         return read_segmentation_map(source, do_reduce_labels, ignore_index)
     except ImageError as error:
         raise ImageError(f"The segmentation map cannot be read: {error}") from error
@@ -104,7 +108,8 @@ def check_segmentation_map(
     if image_size is not None and (width, height) != image_size:
         raise ImageError(
             f"The picture has {image_size[0]} x {image_size[1]} pixels (width x height), its segmentation map "
-            f"{width} x {height}."
+            f"{width} x {height}. Pictures are turned upright as their EXIF tag says: a map of stored pixels needs "
+            "that tag too."
         )
     is_class = (segmentation_map >= 0) & (segmentation_map < num_labels)
     wrong = np.unique(segmentation_map[~is_class & (segmentation_map != ignore_index)])

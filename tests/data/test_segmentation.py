@@ -1,6 +1,6 @@
 """Pictures with a class for every pixel: `hf_vlp.data.segmentation`, records, and what the processor does with maps.
 
-Covers: forms that maps may have, what cannot be read; 0 as no class; records of scenes, of pictures and paths, of
+Covers: forms that maps may have, turned ones, what cannot be read; 0 as no class; records of scenes, of pictures and paths, of
 arrays, streamed; names of classes; the files of ADE20K; labels and maps of the processor; augmentation: picture and
 map together, sizes, shares of classes, filling up, colours, reproducibility; batches; bad pictures and maps of each
 kind; the label of pixels that do not count, with more than 255 classes too; batches without good records;
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from hf_vlp.data.augment import AUGMENTATIONS, RandomResizedCrop
 from hf_vlp.data.collators import BadSampleError, BadSamplePolicy
-from hf_vlp.data.image_io import ImageError
+from hf_vlp.data.image_io import ImageError, load_image
 from hf_vlp.data.scenes import SHAPES, make_scenes
 from hf_vlp.data.segmentation import (
     SegmentationAugmentation,
@@ -99,6 +99,34 @@ def test_a_map_is_read_from_a_path(tmp_path):
     assert np.array_equal(load_segmentation_map({"bytes": None, "path": str(tmp_path / "map.png")}), MAP)
 
 
+@pytest.mark.parametrize("is_stored", [True, False])
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_a_map_is_turned_by_its_own_exif_tag_as_pictures_are(orientation, is_stored):
+    stored = Image.fromarray(MAP)
+    stored.getexif()[0x0112] = orientation
+    buffer = io.BytesIO()
+    stored.save(buffer, "PNG", exif=stored.getexif())
+    source = buffer.getvalue() if is_stored else Image.open(buffer)
+    expected = np.asarray(load_image(source).convert("L"))
+    assert not np.array_equal(expected, MAP)
+    assert np.array_equal(load_segmentation_map(source), expected)
+
+
+def test_a_map_with_a_broken_exif_block_is_read():
+    buffer = io.BytesIO()
+    Image.fromarray(MAP).save(buffer, "PNG", exif=b"Exif\x00\x00broken")
+    assert np.array_equal(load_segmentation_map(buffer.getvalue()), MAP)
+
+
+def test_a_map_that_misses_its_pictures_tag_is_told_so():
+    picture, exif = Image.new("RGB", (3, 2)), Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", exif=exif)
+    with pytest.raises(BadSampleError, match=r"has 2 x 3 pixels .* 3 x 2.*EXIF"):
+        make_collator(bad_samples=BadSamplePolicy("raise"))([{"image": buffer.getvalue(), "segmentation_map": MAP}])
+
+
 def test_zero_can_mean_no_class():
     expected = [[IGNORED, 0, 1], [2, IGNORED, IGNORED]]
     assert load_segmentation_map(MAP, do_reduce_labels=True).tolist() == expected
@@ -119,6 +147,7 @@ BAD_MAPS = {
     "no picture": (b"no picture", "cannot be read"),
     "nothing": (None, "there is none"),
     "empty cell": ({"bytes": None, "path": None}, "there is none"),
+    "another dict": ({"array": MAP.tolist()}, r"'bytes' or 'path', this one has \['array'\]"),
     "no file": ("/no/such/file.png", "no such file"),
     "colours": (encoded(Image.new("RGB", (3, 2))), "turn maps that tell classes by colours"),
     "fractions": (MAP / 2, "whole numbers"),
