@@ -35,7 +35,7 @@ BASELINES = {
 # What an evaluation tells beside scores.
 COUNTS = (
     *("pictures", "skipped_pictures", "captions_per_second", "constant_candidates", "constant_caption"),
-    *("samples", "skipped_samples", "samples_per_second", "constant_answer", "texts"),
+    *("samples", "skipped_samples", "samples_per_second", "constant_answer", "texts", "not_measured"),
 )
 # Training captions among which the best constant one is searched: all of Flickr8k, the first fifth of COCO.
 MAX_CONSTANT_POOL = 100_000
@@ -189,8 +189,9 @@ def evaluate_captioning(
         records: dicts with `image` and `captions`; those without a reference, or with a bad picture, are left out of
             the scores and counted.
         metrics: names for `hf_vlp.metrics.captioning.caption_metrics`.
-        shuffled_pictures: score the same model with the pictures shuffled too, as `shuffled_...`. A caption depends on
-            its picture alone, so these are the captions already made, each against the references of another picture.
+        shuffled_pictures: score the same model with the pictures shuffled too, as `shuffled_...`, where there are two.
+            A caption depends on its picture alone, so these are the captions already made, each against the
+            references of another picture.
         training_captions: if given, the best constant caption among them is scored as `constant_...`.
         constant_candidates: see `best_constant_caption`.
         predictions_path: JSON file for the captions and metrics, written at once or not at all.
@@ -224,9 +225,7 @@ def evaluate_captioning(
     predictions = [row["caption"] for row in rows]
     references = [row["references"] for row in rows]
     results: dict[str, float | int | str] = dict(caption_metrics(predictions, references, tuple(metrics)))
-    if shuffled_pictures:
-        if len(rows) < 2:
-            raise ValueError("Shuffling pictures needs at least two of them.")
+    if shuffled_pictures and len(rows) > 1:
         shuffled = [predictions[picture] for picture in shuffled_order(len(rows), seed)]
         scores = caption_metrics(shuffled, references, tuple(metrics))
         results |= {f"shuffled_{name}": value for name, value in scores.items()}
@@ -270,6 +269,8 @@ def format_scores(split: str, scores: dict) -> str:
     lines.append(f"{scores[kind]} {kind}, {scores[f'skipped_{kind}']} skipped")
     if "constant_caption" in scores:
         lines.append(f"constant: {scores['constant_caption']!r}, best of {scores['constant_candidates']} candidates")
+    if "not_measured" in scores:
+        lines.append(f"not measured: {scores['not_measured']}")
     if "constant_answer" in scores:
         lines.append(f"constant: {scores['constant_answer']!r}, the most frequent answer of the training data")
     return "\n".join(lines)
@@ -299,6 +300,9 @@ def evaluate_model(
         raise ValueError(
             f"The evaluation of {task.name} has no option {unknown}; it takes {', '.join(list(known)[3:])}."
         )
+    if options.get("shuffled_pictures") and len(records) < 2:
+        logger.warning("There is no other record whose picture could be shown instead: no shuffled pictures.")
+        options["shuffled_pictures"] = False
     if training_records is not None:
         if "training_captions" in known:
             options["training_captions"] = islice(iterate_captions(training_records), MAX_CONSTANT_POOL)

@@ -59,7 +59,7 @@ def evaluate_joint_pretraining(
 
     Scores: `mlm_accuracy`, words of texts alone; `mvlm_text_accuracy` and `mvlm_image_accuracy`, words and patches of
     pairs, the first also with the pictures of other pairs; `mim_accuracy`, patches of pictures alone; and
-    `masked_accuracy`, the mean of these.
+    `masked_accuracy`, the mean of those that were measured. `not_measured` names the others, each with the reason.
 
     Args:
         records: `JointRecords`, of which every source is measured once from end to end; or pairs.
@@ -74,9 +74,11 @@ def evaluate_joint_pretraining(
     if not isinstance(records, JointRecords):
         records = JointRecords({"pair": records})
     tokens = _make_visual_tokens(visual_tokenizer)
-    collator = JointPreTrainingCollator(
+    collator = _make_collator(
+        JointPreTrainingCollator,
         processor,
-        window_size=model.config.window_size,
+        model,
+        tokens,
         max_length=max_length,
         pad_to_multiple_of=None,
         mask_probability=mask_probability,
@@ -85,21 +87,20 @@ def evaluate_joint_pretraining(
         mask_pair_sides="both" if mask_pair_sides == "alternate" else mask_pair_sides,
         image_mask_ratio=image_mask_ratio,
         exact_mask_count=exact_mask_count,
-        tokenizer_image_size=tokenizer_image_size or _image_size_of(tokens),
+        tokenizer_image_size=tokenizer_image_size,
         tokenizer_resample=tokenizer_resample,
         seed=seed,
     )
-    collator.set_epoch(0)
 
     def guess(name: str, with_patches: bool = True):
         def predict(images, chunk):
             batch = collator([{name: row} for row in _with_pictures(images, chunk)])
-            return _guess_batch(model, batch, tokens, _JOINT, with_patches=with_patches)
+            return list(zip(map(record_id, chunk), _guess_batch(model, batch, tokens, _JOINT, with_patches)))
 
         return predict
 
     options = {"batch_size": batch_size, "progress": progress, "bad_samples": bad_samples}
-    guesses: dict[str, list] = {}  # of each objective, one entry for each good record
+    guesses: dict[str, list] = {name: [] for name in _JOINT}  # one entry for each record in which anything is hidden
     shuffled: list = []
     rows: list[dict] = []
     for name, source in records.sources.items():
@@ -117,25 +118,31 @@ def evaluate_joint_pretraining(
             has_pictures=name != "text",
             **options,
         )
-        for index, row in zip(usable, found):
-            if row is not None:
-                for objective, pairs in row.items():
-                    guesses.setdefault(objective, []).append(pairs)
-                rows.append(_describe(processor, source[index] if name != "text" else {}, index, name, row))
+        for index, outcome in zip(usable, found):
+            identity, row = outcome or (None, {})
+            for objective, pairs in row.items():
+                guesses[objective] += [pairs] if pairs else []
+            if any(row.values()):
+                rows.append(_describe(processor, identity, index, name, row))
         if name == "pair" and shuffled_pictures and mask_pair_sides != "image" and len(usable) > 1:
-            other = WithOtherPictures([source[index] for index in usable], seed)
+            other = WithOtherPictures(subset, seed)
             description = "With other pictures"
             shuffled = predict_records(
                 model, other, guess(name, with_patches=False), description=description, **options
             )
     num_records = sum(map(len, records.sources.values()))
-    require_rows(rows, num_records, "a text or a readable picture")
-    results: dict[str, Any] = {f"{name}_accuracy": share_of_hits(pairs) for name, pairs in guesses.items()}
+    require_rows(rows, num_records, "a text with a word that can be hidden, or a readable picture")
+    measured = {name: pairs for name, pairs in guesses.items() if pairs}
+    results: dict[str, Any] = {f"{name}_accuracy": share_of_hits(pairs) for name, pairs in measured.items()}
     results["masked_accuracy"] = sum(results.values()) / len(results)
-    constant = {f"constant_{name}_accuracy": constant_share(pairs) for name, pairs in guesses.items()}
+    constant = {f"constant_{name}_accuracy": constant_share(pairs) for name, pairs in measured.items()}
     results |= {**constant, "constant_masked_accuracy": sum(constant.values()) / len(constant)}
-    if others := [row["mvlm_text"] for row in shuffled if row is not None]:
+    if others := [outcome[1]["mvlm_text"] for outcome in shuffled if outcome is not None and outcome[1]["mvlm_text"]]:
         results["shuffled_mvlm_text_accuracy"] = share_of_hits(others)
+    if reasons := [
+        f"{name} ({_why_not_measured(name, records, mask_pair_sides)})" for name in _JOINT if name not in measured
+    ]:
+        results["not_measured"] = "; ".join(reasons)
     return finish(results, rows, num_records, start, predictions_path)
 
 
@@ -161,19 +168,21 @@ def evaluate_masked_image(
     """
     start = time.perf_counter()
     tokens = _make_visual_tokens(visual_tokenizer)
-    collator = MaskedImageCollator(
+    collator = _make_collator(
+        MaskedImageCollator,
         processor,
-        window_size=model.config.window_size,
+        model,
+        tokens,
         image_mask_ratio=image_mask_ratio,
         exact_mask_count=exact_mask_count,
-        tokenizer_image_size=tokenizer_image_size or _image_size_of(tokens),
+        tokenizer_image_size=tokenizer_image_size,
         tokenizer_resample=tokenizer_resample,
         seed=seed,
     )
-    collator.set_epoch(0)
 
     def predict(images, chunk):
-        return _guess_batch(model, collator(_with_pictures(images, chunk)), tokens, _PICTURES_ALONE)
+        guesses = _guess_batch(model, collator(_with_pictures(images, chunk)), tokens, _PICTURES_ALONE)
+        return list(zip(map(record_id, chunk), guesses))
 
     found = predict_records(
         model,
@@ -184,11 +193,11 @@ def evaluate_masked_image(
         progress=progress,
         bad_samples=bad_samples,
     )
-    kept = [(index, row) for index, row in enumerate(found) if row is not None]
+    kept = [(index, *outcome) for index, outcome in enumerate(found) if outcome is not None]
     require_rows(kept, len(found), "a readable picture")
-    guesses = [row["mim"] for _, row in kept]
+    guesses = [row["mim"] for *_, row in kept]
     results = {"mim_accuracy": share_of_hits(guesses), "constant_mim_accuracy": constant_share(guesses)}
-    rows = [_describe(processor, records[index], index, "image", row) for index, row in kept]
+    rows = [_describe(processor, identity, index, "image", row) for index, identity, row in kept]
     return finish(results, rows, len(found), start, predictions_path)
 
 
@@ -199,6 +208,13 @@ _JOINT = {
     "mim": (f"image_{TOKEN_IDS}", "mim_logits"),
     "mvlm_image": (TOKEN_IDS, "mvlm_image_logits"),
 }
+# Objective -> source of its records, how these are called, and the setting that gives them.
+_SOURCES = {
+    "mlm": ("text", "texts alone", "data.texts"),
+    "mvlm_text": ("pair", "pairs", "data.source"),
+    "mim": ("image", "pictures alone", "data.images"),
+    "mvlm_image": ("pair", "pairs", "data.source"),
+}
 _PICTURES_ALONE = {"mim": (TOKEN_IDS, "logits")}
 
 
@@ -208,6 +224,23 @@ def _make_visual_tokens(visual_tokenizer: VisualTokenizer) -> VisualTokens | Non
     if visual_tokenizer is None or isinstance(visual_tokenizer, VisualTokens):
         return visual_tokenizer
     return VisualTokens(visual_tokenizer)
+
+
+def _make_collator(collator_class: type, processor, model, tokens, *, tokenizer_image_size: int | None, **options):
+    """A collator for the patches of a model that hides the same at every evaluation."""
+    size = tokenizer_image_size or _image_size_of(tokens)
+    collator = collator_class(processor, window_size=model.config.window_size, tokenizer_image_size=size, **options)
+    collator.set_epoch(0)
+    return collator
+
+
+def _why_not_measured(objective: str, records: JointRecords, mask_pair_sides: str) -> str:
+    source, what, setting = _SOURCES[objective]
+    if source not in records.sources:
+        return f"there are no {what}: set {setting}"
+    if source == "pair" and mask_pair_sides in ("text", "image"):
+        return f"mask_pair_sides is {mask_pair_sides}"
+    return "no record is usable, or no word of the texts can be hidden"
 
 
 def _image_size_of(tokens: VisualTokens | None) -> int | None:
@@ -225,7 +258,6 @@ def _guess_batch(
     batch: dict[str, torch.Tensor],
     tokens: VisualTokens | None,
     objectives: dict[str, tuple[str, str]],
-    *,
     with_patches: bool = True,
 ) -> list[dict[str, list[tuple[int, int]]]]:
     """For each row what was hidden and what the model says, as pairs, under the name of each objective."""
@@ -237,7 +269,8 @@ def _guess_batch(
     elif any(name.endswith(VIEW) for name in batch):
         raise ValueError(
             "Hidden patches are measured by their visual tokens, and nothing tells them: give visual_tokenizer (a "
-            "folder, a Hub name or a callable), or records with cached visual_token_ids."
+            "folder, a Hub name or a callable; --visual-tokenizer on the command line), or records with cached "
+            "visual_token_ids."
         )
     targets = {}
     for objective, (name, _) in objectives.items():
@@ -252,9 +285,8 @@ def _guess_batch(
     return [dict(zip(targets, row)) for row in zip(*found)]
 
 
-def _describe(processor, record: dict, index: int, source: str, guesses: dict[str, list]) -> dict[str, Any]:
+def _describe(processor, identity, index: int, source: str, guesses: dict[str, list]) -> dict[str, Any]:
     """What the file of predictions tells of a record: words one by one, of patches how many were right."""
-    identity = record_id(record)
     row: dict[str, Any] = {"source": source, "id": index if identity is None else identity}
     for objective, pairs in guesses.items():
         if objective in ("mlm", "mvlm_text"):

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from hf_vlp.data.collators import TEXT_COLUMNS, BadSamplePolicy, record_captions, record_id
 from hf_vlp.data.columns import only_columns
 from hf_vlp.data.image_io import DEFAULT_MAX_PIXELS, ImageError, load_image
+from hf_vlp.data.task_collators import find_label
 from hf_vlp.metrics.classification import classification_accuracy
 
 # Annotators per question from which on the accuracy of VQA v2 is defined.
@@ -36,6 +37,10 @@ def rank_and_world_size() -> tuple[int, int]:
     return 0, 1
 
 
+class UnusableRecord(ValueError):
+    """A record that cannot be measured, for its label or its text."""
+
+
 def predict_records(
     model,
     records: Iterable[dict],
@@ -47,6 +52,7 @@ def predict_records(
     progress: bool = True,
     bad_samples: BadSamplePolicy | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    check: Callable[[dict], Any] | None = None,
 ) -> list:
     """Run a model over records in batches, in evaluation mode and without gradients; its mode is kept.
 
@@ -55,8 +61,9 @@ def predict_records(
             column `images` has a list of pictures.
         has_pictures: False leaves the pictures alone; `predict` then gets `None` for each.
         records: under torch.distributed each process takes a share, and all get all results.
+        check: called with each record; raises `UnusableRecord` for one that is bad and is to be counted as such.
 
-    Returns one result per record, `None` where a picture could not be read.
+    Returns one result per record, `None` where it is bad or a picture could not be read.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
@@ -74,11 +81,15 @@ def predict_records(
             for index, record in chunk:
                 results[index] = None
                 try:
+                    if check is not None:
+                        check(record)
                     images.append(_load_images(record, max_pixels) if has_pictures else None)
                     kept.append((index, record))
                     bad_samples.good()
                 except ImageError as error:
                     bad_samples.bad("image", f"record {index}: {error}")
+                except UnusableRecord as error:
+                    bad_samples.bad("other", f"record {index}: {error}")
             if kept:
                 with torch.no_grad():
                     predictions = predict(images, [record for _, record in kept])
@@ -162,6 +173,8 @@ def _text_of(record: dict, columns: Sequence[str]) -> str:
     for column in columns:
         if isinstance(record.get(column), str) and record[column].strip():
             return record[column]
+    if any(column in record for column in columns):
+        raise UnusableRecord("It has no text.")
     raise ValueError(f"The record has no text in {' or '.join(map(repr, columns))}, only {sorted(record)}.")
 
 
@@ -193,14 +206,26 @@ _QUESTION_COLUMNS = ("question", "answers", "answer", "multiple_choice_answer", 
 
 
 def training_answers(records) -> Iterable[tuple[str, str]]:
-    """(question, the one answer that counts, normalised) of each training record."""
-    from hf_vlp.metrics.vqa import human_answers, normalize_answer
+    """(question, the one answer that counts, normalised) of each training record that has both."""
+    from hf_vlp.metrics.vqa import normalize_answer
 
     for record in _training_rows(records, _QUESTION_COLUMNS):
-        answer = record.get("multiple_choice_answer")
-        if answer is None:
-            answer = Counter(map(normalize_answer, human_answers(record))).most_common(1)[0][0]
-        yield record["question"], normalize_answer(answer)
+        try:
+            question, answer = _text_of(record, ("question",)), record.get("multiple_choice_answer")
+            if answer is None:
+                answer = Counter(map(normalize_answer, _answers_of(record))).most_common(1)[0][0]
+        except UnusableRecord:
+            continue  # counted when it is trained on
+        yield question, normalize_answer(answer)
+
+
+def _answers_of(record: dict) -> list[str]:
+    from hf_vlp.metrics.vqa import human_answers
+
+    try:
+        return human_answers(record)
+    except ValueError as error:
+        raise UnusableRecord(str(error)) from error
 
 
 def evaluate_question_answering(
@@ -225,11 +250,21 @@ def evaluate_question_answering(
     predictions and no scores.
     """
     from hf_vlp.data.answers import AnswerVocabulary
-    from hf_vlp.metrics.vqa import human_answers, vqa_accuracy, vqa_exact_match
+    from hf_vlp.metrics.vqa import vqa_accuracy, vqa_exact_match
 
     start = time.perf_counter()
     vocabulary = AnswerVocabulary.from_config(model.config)
-    options = {"batch_size": batch_size, "progress": progress, "bad_samples": bad_samples}
+    is_answered = any(
+        record.get("answers") or record.get("answer") is not None
+        for record in only_columns(records, _QUESTION_COLUMNS)
+    )
+
+    def check(record):
+        _text_of(record, ("question",))
+        if is_answered:
+            _answers_of(record)
+
+    options = {"batch_size": batch_size, "progress": progress, "bad_samples": bad_samples, "check": check}
 
     def answer(images, chunk):
         batch = make_inputs(
@@ -238,10 +273,6 @@ def evaluate_question_answering(
         return vocabulary.decode(model(**batch).logits.argmax(-1))
 
     predictions = predict_records(model, records, answer, description="Answering", **options)
-    is_answered = any(
-        record.get("answers") or record.get("answer") is not None
-        for record in only_columns(records, _QUESTION_COLUMNS)
-    )
     rows = []
     for index, prediction in enumerate(predictions):
         if prediction is not None:
@@ -252,11 +283,11 @@ def evaluate_question_answering(
                     "question_id": index if identity is None else identity,
                     "question": record["question"],
                     "answer": prediction,
-                    "references": human_answers(record) if is_answered else None,
+                    "references": _answers_of(record) if is_answered else None,
                     "index": index,
                 }
             )
-    require_rows(rows, len(predictions), "a readable picture")
+    require_rows(rows, len(predictions), "a readable picture, a question and an answer")
     references = [row["references"] for row in rows]
 
     def score(answers: list[str]) -> dict[str, float]:
@@ -268,7 +299,7 @@ def evaluate_question_answering(
         return scores
 
     results: dict[str, Any] = score([row["answer"] for row in rows])
-    if shuffled_pictures and is_answered:
+    if shuffled_pictures and is_answered and len(records) > 1:
         other = WithOtherPictures(records, seed)
         shuffled = predict_records(model, other, answer, description="With other pictures", **options)
         # Where the other picture cannot be read, the question stays without an answer.
@@ -290,22 +321,36 @@ def evaluate_question_answering(
 STATEMENT_COLUMNS = ("statement", "sentence", "text")
 
 
-def label_number(label: Any, model) -> int:
-    """A label as the number that the model's head has for it; it may be a number, a bool, or a name."""
-    if isinstance(label, str):
-        names = {str(name).lower(): int(number) for name, number in model.config.label2id.items()}
-        if label.lower() not in names:
-            raise ValueError(f"The label {label!r} is not one of the model's: {', '.join(sorted(names)[:20])}.")
-        return names[label.lower()]
-    return int(label)
+def _label_of(record: dict, model) -> int:
+    """The label as the number that the model's head has for it."""
+    if "label" not in record:
+        raise ValueError(f"The record has no 'label', only {sorted(record)}. Map the label column of the data set.")
+    try:
+        return find_label(model.config.label2id, record["label"])
+    except ValueError as error:
+        raise UnusableRecord(str(error)) from error
+
+
+def _usable_pairs(records, text_of, model) -> Iterable[tuple[str, int]]:
+    """(text, label) of the records that have both."""
+    for record in records:
+        try:
+            yield text_of(record), _label_of(record, model)
+        except UnusableRecord:
+            continue  # counted when it was trained on
 
 
 def _evaluate_labels(
     model, records, predict, text_of, *, shuffle, training_records, predictions_path, seed, score, **options
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    predictions = predict_records(model, records, predict, **options)
-    rows = []
+
+    def check(record):
+        text_of(record)
+        _label_of(record, model)
+
+    predictions = predict_records(model, records, predict, check=check, **options)
+    rows, texts = [], []
     for index, prediction in enumerate(predictions):
         if prediction is not None:
             record = records[index]
@@ -318,25 +363,24 @@ def _evaluate_labels(
                 None,
             )
             identity = record_id(record) if identity is None else identity
-            row = {"id": index if identity is None else identity, "label": label_number(record["label"], model)}
+            row = {"id": index if identity is None else identity, "label": _label_of(record, model)}
             rows.append({**row, "prediction": prediction, "index": index})
-    require_rows(rows, len(predictions), "a readable picture")
+            texts.append(text_of(record))
+    require_rows(rows, len(predictions), "a readable picture and a label of the model")
     results: dict[str, Any] = score([row["prediction"] for row in rows], rows)
-    if shuffle:
+    if shuffle and len(records) > 1:
         other = WithOtherPictures(records, seed)
-        shuffled = predict_records(model, other, predict, **{**options, "description": "With other pictures"})
+        options |= {"description": "With other pictures", "check": text_of}
+        shuffled = predict_records(model, other, predict, **options)
         both = [(shuffled[row["index"]], row["label"]) for row in rows if shuffled[row["index"]] is not None]
         results["shuffled_accuracy"] = sum(guess == label for guess, label in both) / max(1, len(both))
     if training_records is not None:
         columns = (*STATEMENT_COLUMNS, "label")
-        frequent = _MostFrequent(
-            (text_of(record), label_number(record["label"], model))
-            for record in _training_rows(training_records, columns)
-        )
+        frequent = _MostFrequent(_usable_pairs(_training_rows(training_records, columns), text_of, model))
         hits = sum(frequent.constant == row["label"] for row in rows)
         results["constant_accuracy"] = hits / len(rows)
-        if text_of(records[0]):
-            guesses = [frequent.for_text(text_of(records[row["index"]])) for row in rows]
+        if any(texts):
+            guesses = map(frequent.for_text, texts)
             hits = sum(guess == row["label"] for guess, row in zip(guesses, rows))
             results["question_only_accuracy"] = hits / len(rows)
         results["constant_answer"] = str(model.config.id2label.get(frequent.constant, frequent.constant))
@@ -612,9 +656,12 @@ def evaluate_masked_language(
         has_pictures=False,
         progress=progress,
     )
-    results = {"mlm_accuracy": share_of_hits(guesses), "constant_mlm_accuracy": constant_share(guesses)}
     decode = processor.tokenizer.convert_ids_to_tokens
-    rows = [{"text": text, "guesses": [decode(list(pair)) for pair in row]} for text, row in zip(texts, guesses)]
+    rows = [
+        {"text": text, "guesses": [decode(list(pair)) for pair in row]} for text, row in zip(texts, guesses) if row
+    ]
+    require_rows(rows, len(records), "a text with a word that can be hidden")
+    results = {"mlm_accuracy": share_of_hits(guesses), "constant_mlm_accuracy": constant_share(guesses)}
     return finish(results, rows, len(records), start, predictions_path)
 
 
@@ -680,14 +727,13 @@ def evaluate_pretraining(
     kept = [(index, row) for index, row in zip(usable, outputs) if row is not None]
     require_rows(kept, len(records), "a readable picture and a caption, with another pair beside it")
     guesses, others, right, image_embeds, text_embeds = zip(*(row for _, row in kept))
-    results: dict[str, Any] = {
-        "mlm_accuracy": share_of_hits(guesses),
-        "itm_accuracy": sum(right) / (3 * len(right)),
-        "constant_mlm_accuracy": constant_share(guesses),
-        "constant_itm_accuracy": 2 / 3,
-    }
-    if shuffled_pictures:
-        results["shuffled_mlm_accuracy"] = share_of_hits(others)
+    results: dict[str, Any] = {"itm_accuracy": sum(right) / (3 * len(right)), "constant_itm_accuracy": 2 / 3}
+    if any(guesses):
+        results |= {"mlm_accuracy": share_of_hits(guesses), "constant_mlm_accuracy": constant_share(guesses)}
+        if shuffled_pictures:
+            results["shuffled_mlm_accuracy"] = share_of_hits(others)
+    else:
+        results["not_measured"] = "mlm (no text has a word that can be hidden)"
     pairs = list(range(len(kept)))
     results |= recall_metrics(ranks_of_embeddings(torch.stack(image_embeds), torch.stack(text_embeds), pairs))
     results |= {f"chance_{name}": value for name, value in chance_recalls([1] * len(kept)).items()}
@@ -701,7 +747,7 @@ def evaluate_pretraining(
 
 
 class Subset:
-    """Some of the records, one by one, without copying them."""
+    """Some of the records, one by one and by their places, without copying them."""
 
     def __init__(self, records: Sequence[dict], indices: Sequence[int]):
         self.records, self.indices = records, indices
@@ -712,9 +758,13 @@ class Subset:
     def __iter__(self):
         return (self.records[index] for index in self.indices)
 
+    def __getitem__(self, place: int) -> dict:
+        return self.records[self.indices[place]]
+
 
 __all__ = [
     "Subset",
+    "UnusableRecord",
     "WithOtherPictures",
     "chance_recalls",
     "compare_guesses",
@@ -726,7 +776,6 @@ __all__ = [
     "evaluate_retrieval",
     "evaluate_statements",
     "finish",
-    "label_number",
     "make_inputs",
     "predict_records",
     "rank_and_world_size",

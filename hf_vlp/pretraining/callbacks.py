@@ -113,23 +113,6 @@ class EvaluationCallback(TrainerCallback):
         self.trainer.log(logs)
 
 
-class CaptioningCallback(EvaluationCallback):
-    """`EvaluationCallback` for captioners."""
-
-    def __init__(
-        self,
-        processor,
-        records: Sequence[dict],
-        *,
-        metrics: Sequence[str] = ("cider_d", "exact_match"),
-        generation: dict | None = None,
-        batch_size: int = 16,
-        predictions_dir: str | os.PathLike | None = None,
-    ):
-        options = {"metrics": metrics, "generation": generation, "batch_size": batch_size}
-        super().__init__(processor, records, task="captioning", predictions_dir=predictions_dir, **options)
-
-
 class JsonLinesCallback(TrainerCallback):
     """Appends every log entry to a file, one JSON object a line: the history of the run outlives its checkpoints."""
 
@@ -145,7 +128,6 @@ class JsonLinesCallback(TrainerCallback):
 
 __all__ = [
     "BookkeepingCallback",
-    "CaptioningCallback",
     "EvaluationCallback",
     "JsonLinesCallback",
     "ParameterTableCallback",

@@ -15,7 +15,7 @@ from hf_vlp.evaluation import (
 )
 from hf_vlp.metrics.captioning import cider_d
 from hf_vlp.pretraining.arguments import VlpTrainingArguments
-from hf_vlp.pretraining.callbacks import CaptioningCallback
+from hf_vlp.pretraining.callbacks import EvaluationCallback
 from hf_vlp.pretraining.trainer import VlpTrainer
 from tests.training.tiny import make_model, make_processor, make_records
 
@@ -34,8 +34,12 @@ def trained(processor, tmp_path_factory):
     """A model that has learned one sentence for each of the six colours, and the metrics of its evaluations."""
     output_dir = tmp_path_factory.mktemp("run")
     model = make_model(processor, dropout=0.0)
-    captioning = CaptioningCallback(
-        processor, one_caption(make_records(6)), generation={"max_new_tokens": 8}, predictions_dir=output_dir
+    captioning = EvaluationCallback(
+        processor,
+        one_caption(make_records(6)),
+        task="captioning",
+        generation={"max_new_tokens": 8},
+        predictions_dir=output_dir,
     )
     trainer = VlpTrainer(
         model=model,
@@ -149,6 +153,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_one_readable_picture_is_scored_without_shuffling(processor, trained):
+    records = [*make_records(1), {"image": b"no picture", "captions": ["a red square"]}]
+    scores = evaluate_captioning(trained[0], processor, records, shuffled_pictures=True, progress=False)
+    assert (scores["pictures"], scores["skipped_pictures"]) == (1, 1)
+    assert not any(name.startswith("shuffled") for name in scores)
 
 
 @pytest.mark.parametrize("number", [2, 3, 10, 101])

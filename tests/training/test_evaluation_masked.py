@@ -1,8 +1,9 @@
 """Evaluation of joint pre-training and of masked pictures, and short runs of both tasks through `train`.
 
 Covers: accuracies of models whose answers are known, baselines beside them, pictures of other records, sources left
-out, sides of pairs, cached visual tokens, kinds of visual tokenizers, reproducibility, bad pictures, the file of
-predictions, a missing visual tokenizer; training on scenes from nothing, resumed in the middle with the same result.
+out and named, texts without words, sides of pairs, reads of records, cached visual tokens, kinds of visual tokenizers,
+reproducibility, bad pictures, the file of predictions, a missing visual tokenizer; training on scenes from nothing,
+resumed in the middle with the same result.
 """
 
 import json
@@ -128,6 +129,37 @@ def test_sources_that_are_missing_are_not_scored(processor, records, name, measu
     scores = measure(Looking(processor), processor, JointRecords({name: records.sources[name]}))
     found = {key.removesuffix("_accuracy") for key in scores if key.endswith("_accuracy")}
     assert found == {*measured, "masked", *(f"constant_{objective}" for objective in (*measured, "masked"))}
+    told = {part.split(" (")[0] for part in scores["not_measured"].split("; ")}
+    assert told == {"mvlm_text", "mvlm_image", "mlm", "mim"} - measured
+    assert {"pair": "data.texts", "text": "data.images", "image": "data.texts"}[name] in format_scores("test", scores)
+
+
+def test_texts_in_which_no_word_can_be_hidden_are_not_measured(processor):
+    records = {"image": make_records(2), "text": [{"captions": ["\u2603"]}] * 3}
+    scores = measure(Looking(processor), processor, JointRecords(records))
+    assert (scores["samples"], scores["skipped_samples"]) == (2, 3)
+    assert scores["masked_accuracy"] == scores["mim_accuracy"]
+    assert "mlm (no record is usable" in scores["not_measured"]
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        measure(Looking(processor), processor, JointRecords({"text": records["text"]}))
+
+
+class Reads(list):
+    """Counts how often records are read."""
+
+    count = 0
+
+    def __getitem__(self, index):
+        self.count += 1
+        return super().__getitem__(index)
+
+
+def test_records_are_read_one_at_a_time_and_once_for_each_pass(processor):
+    pairs = Reads(one_word_records(6))
+    measure(Looking(processor), processor, JointRecords({"pair": pairs}))
+    assert pairs.count == 6
+    measure(Looking(processor), processor, JointRecords({"pair": pairs}), shuffled_pictures=True)
+    assert pairs.count == 6 + 6 + 12  # the last pass reads the record and that of the other picture
 
 
 def test_shorter_sources_are_measured_once(processor):
@@ -172,7 +204,7 @@ def test_cached_tokens_need_no_tokenizer(processor, task):
 
 @pytest.mark.parametrize("task", ["joint_pretraining", "masked_image"])
 def test_a_missing_tokenizer_is_told(processor, task):
-    with pytest.raises(ValueError, match=r"visual_tokenizer.*cached visual_token_ids"):
+    with pytest.raises(ValueError, match=r"visual_tokenizer.*--visual-tokenizer.*cached visual_token_ids"):
         measure(Looking(processor), processor, make_records(2), task, visual_tokenizer=None)
 
 

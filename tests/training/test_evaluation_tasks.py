@@ -1,7 +1,8 @@
 """Evaluation of every task but captioning: scores and baselines of models whose answers are known, counts, files.
 
 Covers: questions (soft and exact scores, constant, question-only, other pictures), statements over two pictures,
-retrieval with chance and re-ranking, masked words, pre-training, labels, bad pictures, files, unknown options.
+retrieval with chance and re-ranking, masked words, pre-training, labels, bad pictures, labels and texts, a single
+record, files, unknown options.
 """
 
 import json
@@ -20,6 +21,7 @@ from hf_vlp import (
     VlmoForPreTraining,
     VlmoForVisualQuestionAnswering,
 )
+from hf_vlp.data.collators import BadSampleError, BadSamplePolicy
 from hf_vlp.evaluation import evaluate_model, format_scores, is_score
 from hf_vlp.evaluation_tasks import chance_recalls, predict_records
 from hf_vlp.tasks import TASKS, get_task
@@ -160,8 +162,64 @@ def test_labels_may_be_names(processor):
         looking, processor, records, "image_classification", training_records=records, progress=False
     )
     assert (scores["accuracy"], scores["constant_accuracy"], scores["constant_answer"]) == (1.0, 2 / 3, "blue")
-    with pytest.raises(ValueError, match="'purple' is not one"):
-        evaluate_model(looking, processor, [{**records[0], "label": "purple"}], "image_classification", progress=False)
+
+
+def test_names_that_differ_in_case_alone_are_classes_of_their_own(processor):
+    names = ["May", "may"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
+    model = make_model(VlmoForImageClassification, processor, **labels)
+    looking = Looking(model, processor, lambda colour, _: int(colour))
+    records = [{"image": picture(name), "label": label} for name, label in zip(("red", "green"), names)]
+    records.append({"image": picture("red"), "label": "MAY"})  # one of the two
+    scores = evaluate_model(looking, processor, records, "image_classification", progress=False)
+    assert (scores["accuracy"], scores["samples"], scores["skipped_samples"]) == (1.0, 2, 1)
+
+
+def test_labels_that_are_none_of_the_models_are_bad_samples(processor):
+    model = make_model(VlmoForImageClassification, processor, **LABELS)
+    looking = Looking(model, processor, lambda colour, _: int(colour))
+    good = {"image": picture("blue"), "label": 2}
+    records = [{**good, "label": label} for label in ("purple", None, -1, 99, 1.7, float("nan"))]
+    policy = BadSamplePolicy()
+    options = {"progress": False, "bad_samples": policy}
+    training = [*records, good]
+    scores = evaluate_model(
+        looking, processor, [*records, good], "image_classification", training_records=training, **options
+    )
+    assert (scores["accuracy"], scores["samples"], scores["skipped_samples"]) == (1.0, 1, 6)
+    assert scores["constant_answer"] == "blue"
+    assert (policy.counts["other"], policy.counts["seen"]) == (6, 7)
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        evaluate_model(looking, processor, records, "image_classification", **options)
+    with pytest.raises(BadSampleError, match="'purple'"):
+        evaluate_model(
+            looking, processor, records, "image_classification", bad_samples=BadSamplePolicy("raise"), progress=False
+        )
+    with pytest.raises(ValueError, match="no 'label'"):
+        evaluate_model(looking, processor, [{"image": picture("red")}], "image_classification", progress=False)
+
+
+def test_questions_without_a_question_or_an_answer_are_bad_samples(processor, looking):
+    records = make_questions(4)
+    records[1]["question"], records[2]["answer"] = None, None
+    scores = evaluate_model(
+        looking,
+        processor,
+        records,
+        "visual_question_answering",
+        training_records=records,
+        shuffled_pictures=True,
+        progress=False,
+    )
+    assert (scores["samples"], scores["skipped_samples"], scores["exact_match"]) == (2, 2, 1.0)
+
+
+def test_a_single_record_is_measured_without_other_pictures(processor, looking):
+    scores = evaluate_model(
+        looking, processor, make_questions(1), "visual_question_answering", shuffled_pictures=True, progress=False
+    )
+    assert scores["exact_match"] == 1.0
+    assert not any(name.startswith("shuffled") for name in scores)
 
 
 def test_retrieval_counts_both_directions_beside_chance(processor):
@@ -205,6 +263,20 @@ def test_masked_words_are_the_same_at_every_evaluation(processor):
     assert {k: v for k, v in first.items() if k not in rates} == {k: v for k, v in second.items() if k not in rates}
     assert 0 <= first["mlm_accuracy"] <= 1
     assert 0 < first["constant_mlm_accuracy"] < 1
+
+
+def test_texts_in_which_no_word_can_be_hidden_are_not_measured(processor):
+    model = make_model(VlmoForMaskedLM, processor)
+    unknown = [{"captions": ["\u2603"]}] * 3  # nothing but the unknown piece
+    scores = evaluate_model(model, processor, [*unknown, *make_records(4)], "masked_language", progress=False)
+    assert (scores["samples"], scores["skipped_samples"]) == (4, 3)
+    with pytest.raises(ValueError, match="word that can be hidden: nothing to evaluate"):
+        evaluate_model(model, processor, unknown, "masked_language", progress=False)
+    pairs = [{**record, "captions": ["\u2603"]} for record in make_records(3)]
+    model = make_model(VlmoForPreTraining, processor)
+    scores = evaluate_model(model, processor, pairs, "pretraining", shuffled_pictures=True, progress=False)
+    assert not any("mlm_accuracy" in name for name in scores)
+    assert "not measured: mlm" in format_scores("test", scores)
 
 
 def test_pretraining_is_measured_by_each_objective(processor, tmp_path):
