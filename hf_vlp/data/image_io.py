@@ -22,7 +22,15 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from PIL import Image
 
-__all__ = ["DEFAULT_MAX_DOWNLOAD_BYTES", "DEFAULT_MAX_PIXELS", "ImageError", "load_image", "open_image", "read_image"]
+__all__ = [
+    "DEFAULT_MAX_DOWNLOAD_BYTES",
+    "DEFAULT_MAX_PIXELS",
+    "ImageError",
+    "load_image",
+    "open_image",
+    "read_image",
+    "turn_upright",
+]
 
 # Pillow's own limit: a quarter of a gigabyte of RGB. A 64-megapixel photograph passes, a decompression bomb does not.
 DEFAULT_MAX_PIXELS = 89_478_485
@@ -302,6 +310,12 @@ def _finish(
             f"Cannot decode {name}: {type(error).__name__}: {error}. The file is damaged or incomplete: replace or "
             "remove it."
         ) from error
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF tag says that it is to be seen; itself where it has none."""
+    orientation = _orientation(image)
+    return image.transpose(_UNDO_ORIENTATION[orientation]) if orientation in _UNDO_ORIENTATION else image
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,9 +1,9 @@
 """Pictures with a class for every pixel: `hf_vlp.data.segmentation`, records, and what the processor does with maps.
 
-Covers: forms that maps may have, turned ones, what cannot be read; 0 as no class; records of scenes, of pictures and paths, of
-arrays, streamed; names of classes; the files of ADE20K; labels and maps of the processor; augmentation: picture and
-map together, sizes, shares of classes, filling up, colours, reproducibility; batches; bad pictures and maps of each
-kind; the label of pixels that do not count, with more than 255 classes too; batches without good records;
+Covers: forms that maps may have, turned ones, what cannot be read; 0 as no class; records of scenes, of pictures and
+paths, of arrays, streamed; names of classes; the files of ADE20K; labels and maps of the processor; augmentation:
+picture and map together, sizes, shares of classes, filling up, colours, reproducibility; batches; bad pictures and
+maps of each kind; the label of pixels that do not count, with more than 255 classes too; batches without good records;
 augmentations that do not fit; several processes of a DataLoader.
 """
 
