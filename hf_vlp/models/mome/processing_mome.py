@@ -16,6 +16,8 @@ from transformers.utils import is_torchvision_available
 
 MAX_TEXT_LENGTH = 40
 IGNORED_CLASS = 255  # unless told otherwise
+# Resized logits that are held at once: a quarter of a gigabyte. 150 classes of 12 megapixels would be 7.
+_LOGITS_AT_ONCE = 1 << 26
 
 
 class MomeImageProcessorKwargs(ImagesKwargs, total=False):
@@ -99,12 +101,7 @@ class _SquareTransform:
             raise ValueError(
                 f"There are {len(logits)} pictures and {len(target_sizes)} target sizes: give one for each."
             )
-        return [
-            torch.nn.functional.interpolate(
-                own[None].float(), size=tuple(map(int, size)), mode="bilinear", align_corners=False
-            )[0].argmax(dim=0)
-            for own, size in zip(logits, target_sizes)
-        ]
+        return [_resized_argmax(own, tuple(map(int, size))) for own, size in zip(logits, target_sizes)]
 
 
 class MomeImageProcessorPil(_SquareTransform, PilBackend):
@@ -163,6 +160,25 @@ def resize_segmentation_map(segmentation_map: np.ndarray, height: int, width: in
         for new, old in zip((height, width), segmentation_map.shape)
     )
     return segmentation_map[rows[:, None], columns]
+
+
+def _resized_argmax(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Class with the largest logit, (height, width), of logits (labels, any height, any width) resized bilinearly.
+
+    A few classes at a time: no class's resized logits depend on another's, so the result is that of all at once.
+    """
+    at_once = max(1, _LOGITS_AT_ONCE // (size[0] * size[1]))
+    largest = classes = None
+    for start in range(0, len(logits), at_once):
+        part = logits[None, start : start + at_once].float()
+        resized = torch.nn.functional.interpolate(part, size=size, mode="bilinear", align_corners=False)
+        values, places = resized[0].max(dim=0)
+        if largest is None:
+            largest, classes = values, places
+        else:  # of equal ones the first stays
+            classes = torch.where(values > largest, places + start, classes)
+            largest = torch.maximum(values, largest)
+    return classes
 
 
 def _as_list(values, num_dims: int) -> list:
