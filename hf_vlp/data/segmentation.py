@@ -153,9 +153,10 @@ def segmentation_classes(data: DataArguments) -> list[str] | None:
 class SegmentationAugmentation:
     """The training transform of mmsegmentation's ADE20K recipes, for `batches.augment: {segmentation: {}}`.
 
-    Resize, random part, mirror, colours; then the picture is filled up with a mean colour, and its map with the label
-    of pixels that do not count, on the right and at the bottom. Called with a picture, its map (height, width), a
-    `random.Random` and that label, returns picture and map.
+    Resize (bilinearly; Pillow averages where pictures shrink, OpenCV does not), random part, mirror, colours; then the
+    picture is filled up with a mean colour, and its map with the label of pixels that do not count, on the right and
+    at the bottom. Called with a picture, its map (height, width), a `random.Random` and that label, returns picture
+    and map.
 
     Args:
         crop_size: side of the square that comes out; give the model's image size.
@@ -227,7 +228,7 @@ class SegmentationAugmentation:
         width, height = (max(1, round(side * factor)) for side in image.size)
         if (width, height) == image.size:
             return image, segmentation_map
-        resized = image.resize((width, height), Image.Resampling.BICUBIC)
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)
         return resized, resize_segmentation_map(segmentation_map, height, width)
 
     def _part(

@@ -34,6 +34,7 @@ from hf_vlp.data.segmentation import (
 )
 from hf_vlp.data.sources import DataArguments, load_records
 from hf_vlp.data.tokenization import train_bert_tokenizer
+from hf_vlp.models.mome import processing_mome
 from hf_vlp.models.mome.processing_mome import MomeImageProcessorPil, MomeProcessor
 
 SIDE, IGNORED = 16, 255
@@ -342,6 +343,23 @@ def test_logits_become_maps_of_the_size_that_is_asked_for(make):
         make().post_process_semantic_segmentation(SimpleNamespace(logits=logits), target_sizes=sizes[:1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_largest_logit_is_found_a_few_classes_at_a_time(dtype, monkeypatch):
+    seen = []
+    interpolate = torch.nn.functional.interpolate
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "interpolate",
+        lambda values, **options: (seen.append(len(values[0])), interpolate(values, **options))[1],
+    )
+    monkeypatch.setattr(processing_mome, "_LOGITS_AT_ONCE", 1000)
+    torch.manual_seed(0)
+    logits = torch.randn(1, 11, 6, 5).round().to(dtype)  # with equal ones
+    (one,) = make_image_processor().post_process_semantic_segmentation(SimpleNamespace(logits=logits), [(21, 13)])
+    assert seen == [3, 3, 3, 2]
+    assert torch.equal(one, interpolate(logits.float(), (21, 13), mode="bilinear")[0].argmax(0))
+
+
 # Augmentation
 
 
@@ -373,6 +391,14 @@ def test_what_is_filled_up_has_the_fill_colour_and_no_class():
     assert (segmentation_map[20:] == IGNORED).all()
     assert (segmentation_map[:, 30:] == IGNORED).all()
     assert np.asarray(image)[20:].reshape(-1, 3).tolist() == [[1, 2, 3]] * (12 * 32)
+
+
+def test_pictures_are_resized_bilinearly():
+    options = {**SMALL, "min_ratio": 2, "max_ratio": 2, "crop_size": 120, "flip": False, "distort": False}
+    record = make_record(size=(60, 40))
+    expected = Image.open(io.BytesIO(record["image"]["bytes"])).resize((120, 80), Image.Resampling.BILINEAR)
+    image, _ = apply(record, **options)
+    assert np.array_equal(np.asarray(image)[:80], np.asarray(expected))
 
 
 def test_the_longer_side_is_limited():
