@@ -51,6 +51,7 @@ class RecordStream(IterableDataset):
         self.shuffle_block = shuffle_block
         self.seed = seed
         self.process_index = process_index
+        self.num_processes = num_processes
         self.start_positions: list[dict | None] = [None]
         self.first_worker = 0
 
@@ -101,9 +102,12 @@ class RecordStream(IterableDataset):
                     yield block[order[offset]], position
                 state, skip, block_index = next_state, 0, block_index + 1
             if block_index == 0:
+                what = f"The training stream{f' {name!r}' if name else ''} is empty"
+                if self.num_processes > 1 or get_worker_info() is not None:
+                    what += f" for worker {worker} of process {self.process_index}, whose shards hold no records"
                 raise ValueError(
-                    f"The training stream{f' {name!r}' if name else ''} is empty: check the split, the files and the "
-                    "filters of `data:`."
+                    f"{what}: check the split, the files and the filters of `data:`, or read it with fewer workers "
+                    "(training.dataloader_num_workers) or processes."
                 )
             epoch, state, block_index, skip = epoch + 1, None, 0, 0
 
