@@ -211,7 +211,7 @@ def test_an_empty_stream_is_an_error():
     with pytest.raises(ValueError, match="stream is empty"):
         take(StreamLoader(RecordStream(stream, batch_size=2), ids_of), 1)
     half = make_stream(4, 2).filter(lambda record: record["image_id"] < 2)
-    with pytest.raises(ValueError, match="worker 1 of process 0, whose shards hold no records.*fewer workers"):
+    with pytest.raises(ValueError, match=r"worker 1 of process 0, whose shards hold no records.*fewer workers"):
         take(StreamLoader(RecordStream(half, batch_size=1), ids_of, num_workers=2), 5)
     joint = JointStream({"pair": make_stream(3, 1), "image": stream})
     with pytest.raises(ValueError, match="stream 'image' is empty"):
