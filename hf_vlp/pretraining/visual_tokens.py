@@ -1,23 +1,22 @@
 """Visual tokens in training: the frozen tokenizer that makes targets, and the training of a tokenizer itself."""
 
+import copy
 import inspect
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import nn
 
 from hf_vlp.data.collators import BadSamplePolicy
+from hf_vlp.data.masked_collators import TOKEN_IDS, VIEW
 from hf_vlp.data.task_collators import TaskCollator
 from hf_vlp.pretraining.naming import plain_model
-
-# End of the names under which a batch holds what the tokenizer looks at -> end of the names of its ids.
-VIEW, TOKEN_IDS = "tokenizer_pixel_values", "visual_token_ids"
-
 
 # ---- the frozen tokenizer
 
@@ -179,19 +178,44 @@ def _make_teacher(path: str | os.PathLike, config) -> "PatchTeacher":
     return teacher
 
 
-def cache_visual_tokens(records, tokenizer):
-    """Training records with the ids of their pictures, made once; see `hf_vlp.data.visual_tokens`."""
+def cache_visual_tokens(
+    records,
+    tokenizer,
+    *,
+    bad_samples: BadSamplePolicy | None = None,
+    resample: Literal["bicubic", "lanczos", "bilinear"] = "bicubic",
+):
+    """Training records with the ids of their pictures, made once; see `hf_vlp.data.visual_tokens`.
+
+    All processes must call it. Each tokenizes its share of the pictures and waits for the others at the end, no longer
+    than `training.ddp_timeout` (1800 s): raise that where shares take unequally long. What was made by then is kept.
+
+    Args:
+        bad_samples: its settings are taken for each source, in each process by itself.
+        resample: how pictures are resized for the tokenizer, `batches.tokenizer_resample`.
+    """
     from hf_vlp.data.joint import JointRecords
     from hf_vlp.data.visual_tokens import add_visual_tokens
 
-    tokenizer.to(PartialState().device)
+    state = PartialState()
+    tokenizer.to(state.device)
+
+    def add(source):
+        return add_visual_tokens(
+            source,
+            tokenizer,
+            bad_samples=copy.deepcopy(bad_samples),
+            resample=resample,
+            progress=state.is_main_process,
+            process_index=state.process_index,
+            num_processes=state.num_processes,
+            gather=gather_object,
+        )
+
     if isinstance(records, JointRecords):
-        sources = {
-            name: source if name == "text" else add_visual_tokens(source, tokenizer)
-            for name, source in records.sources.items()
-        }
+        sources = {name: source if name == "text" else add(source) for name, source in records.sources.items()}
         return JointRecords(sources, seed=records.seed)
-    return add_visual_tokens(records, tokenizer)
+    return add(records)
 
 
 # ---- its training
