@@ -21,7 +21,7 @@ from hf_vlp.data.joint import JointRecords, JointStream
 from hf_vlp.data.segmentation import segmentation_classes
 from hf_vlp.describe import align
 from hf_vlp.evaluation_tasks import training_answers
-from hf_vlp.pretraining.arguments import ModelArguments, RunArguments
+from hf_vlp.pretraining.arguments import BatchArguments, ModelArguments, RunArguments
 from hf_vlp.pretraining.naming import plain_model
 from hf_vlp.pretraining.visual_tokens import visual_vocabulary
 from hf_vlp.tasks import TASKS, Task, get_task
@@ -498,14 +498,20 @@ def make_collator(run: RunArguments, processor, model, collator_class: type | No
     options |= {name: getattr(plain_model(model).config, name) for name in task.collator_config}
     if task.collator_labels:
         options[task.collator_labels] = dict(plain_model(model).config.label2id)
-    policy = BadSamplePolicy(
+    collator_class = collator_class or task.load("collator")
+    return collator_class(
+        processor, bad_samples=make_bad_sample_policy(batches), seed=run.training.data_seed, **options
+    )
+
+
+def make_bad_sample_policy(batches: BatchArguments) -> BadSamplePolicy:
+    """A policy with the limits of `batches:`, which counts on its own."""
+    return BadSamplePolicy(
         batches.bad_samples,
         max_in_a_row=batches.max_bad_in_a_row,
         max_total=batches.max_bad_samples,
         max_fraction=batches.max_bad_fraction,
     )
-    collator_class = collator_class or task.load("collator")
-    return collator_class(processor, bad_samples=policy, seed=run.training.data_seed, **options)
 
 
 __all__ = [
@@ -525,6 +531,7 @@ __all__ = [
     "iterate_references",
     "iterate_texts",
     "make_augmentation",
+    "make_bad_sample_policy",
     "make_collator",
     "make_config",
     "make_image_processor",

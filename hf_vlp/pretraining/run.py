@@ -31,6 +31,7 @@ from hf_vlp.pretraining.build import (
     iterate_references,
     iterate_texts,
     make_augmentation,
+    make_bad_sample_policy,
     make_collator,
     start_model,
     take_turns,
@@ -227,8 +228,12 @@ def train_stage(
     if visual_tokenizer is not None and stage.model.cache_visual_tokens:
         for name in AUGMENTATION_OPTIONS:  # found before hours of tokenizing, not in the first batch behind them
             check_patches_stay(make_augmentation(getattr(stage.batches, name), name))
-        with PartialState().main_process_first():
-            records = cache_visual_tokens(records, visual_tokenizer)
+        records = cache_visual_tokens(
+            records,
+            visual_tokenizer,
+            bad_samples=make_bad_sample_policy(stage.batches),
+            resample=stage.batches.tokenizer_resample,
+        )
     use_cache = getattr(model.config, "use_cache", None)
     freeze_towers(model, stage.model.freeze)
     if start is not None and start.sources:

@@ -3,9 +3,9 @@
 Covers: ids of both views of a batch, equal to the tokenizer's, without gradient, the tokenizer in evaluation mode and
 unchanged; any callable; wrong ids, batches for which there is no tokenizer, tokenizers of another vocabulary or grid,
 folders with something else; a loss in evaluation for models without labels, and for those with several sources; size
-of a batch of several sources; ids of the data made once; a run: trains, measures beside the mean patch, saves a
-tokenizer that loads, resumes exactly with its codebook; a second run that takes the tokenizer and its vocabulary;
-features of a teacher.
+of a batch of several sources; ids of the data made once, under the settings of the run; a run: trains, measures beside
+the mean patch, saves a tokenizer that loads, resumes exactly with its codebook; a second run that takes the tokenizer
+and its vocabulary; features of a teacher.
 """
 
 import math
@@ -17,7 +17,7 @@ from transformers import BeitConfig, BeitModel
 from transformers.modeling_outputs import ModelOutput
 
 from hf_vlp import MomeImageProcessorPil, VlBeitVqkdForTraining, VlBeitVqkdTokenizer
-from hf_vlp.data.collators import BadSamplePolicy
+from hf_vlp.data.collators import BadSampleError, BadSamplePolicy
 from hf_vlp.evaluation import evaluate_model
 from hf_vlp.pretraining.arguments import VlpTrainingArguments, parse_arguments
 from hf_vlp.pretraining.build import get_model_class
@@ -220,6 +220,37 @@ def test_ids_of_joint_records_are_made_once(tmp_path, monkeypatch):
     assert [cached[index]["pair"]["visual_token_ids"] for index in range(3)] == expected
     assert cached[0]["image"]["visual_token_ids"] == expected[0]
     assert "visual_token_ids" not in cached[0]["text"]
+
+
+def test_bad_pictures_have_the_limits_of_the_run(tmp_path, monkeypatch):
+    from hf_vlp.data import visual_tokens
+    from hf_vlp.data.joint import JointRecords
+
+    monkeypatch.setattr(visual_tokens, "default_cache_dir", lambda: tmp_path)
+    bad, policy = [{"image": b"no picture"}] * 2, BadSamplePolicy(max_in_a_row=3)
+    cached = cache_visual_tokens(JointRecords({"pair": bad, "image": bad}), make_tokenizer(), bad_samples=policy)
+    assert cached[1]["image"]["visual_token_ids"] is None
+    with pytest.raises(BadSampleError, match="max_in_a_row=3"):
+        cache_visual_tokens(bad * 2, make_tokenizer(), bad_samples=policy)
+
+
+def test_settings_of_a_run_hold_while_its_tokens_are_cached(tmp_path, monkeypatch):
+    from hf_vlp.data import visual_tokens
+
+    seen = {}
+
+    def stop(records, tokenizer, **options):
+        seen.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(visual_tokens, "add_visual_tokens", stop)
+    run = next_run(tmp_path)
+    run["model"]["cache_visual_tokens"] = True
+    run["batches"] = {"tokenizer_resample": "lanczos", "bad_samples": "raise", "max_bad_in_a_row": 7}
+    with pytest.raises(KeyboardInterrupt):
+        train(run)
+    assert seen["resample"] == "lanczos"
+    assert (seen["bad_samples"].policy, seen["bad_samples"].max_in_a_row) == ("raise", 7)
 
 
 # ---- training one
