@@ -53,8 +53,8 @@ def evaluate_segmentation(
             the shorter side to the first unless the longer would exceed the second, and average the logits of windows
             of the model's size, so many pixels apart (default two thirds). `None` resizes pictures to one window.
 
-    Records have `image` and `segmentation_map`; those where one is bad are left out and counted. The file of
-    predictions has the scores of each picture.
+    Records have `image` and `segmentation_map`; those where one is bad are left out and counted, once. Where no
+    record has another picture, there are no `shuffled_` scores. The file of predictions has the scores of each picture.
     """
     start = time.perf_counter()
     policy = bad_samples or BadSamplePolicy()
@@ -93,6 +93,8 @@ def evaluate_segmentation(
                     reference = _read_map(record, reading)
                     check_segmentation_map(reference, image.size if is_own_picture else None, num_labels, ignored)
                     references.append(reference)
+                    if is_own_picture:
+                        policy.good()
                 except ImageError as error:
                     if is_own_picture:
                         policy.bad("other", f"{record_id(record) or 'a record'}: {error}")
@@ -115,21 +117,34 @@ def evaluate_segmentation(
             total[places] += counts
         return total.reshape(num_labels, num_labels)
 
-    options = {"batch_size": batch_size, "progress": progress, "bad_samples": policy}
-    outcomes = predict_records(model, records, make_predict(True), description="Segmenting", **options)
+    def do_not_count(*_):
+        pass
+
+    options = {"batch_size": batch_size, "progress": progress}
+    outcomes = predict_records(
+        model,
+        records,
+        make_predict(True),
+        description="Segmenting",
+        bad_samples=SimpleNamespace(good=do_not_count, bad=policy.bad),  # good only once its map is
+        **options,
+    )
     kept = [index for index, outcome in enumerate(outcomes) if outcome is not None]
     require_rows(kept, len(outcomes), "a readable picture with a segmentation map that fits")
     confusions = add_up(outcomes[index] for index in kept)
     results: dict[str, Any] = confusion_metrics(confusions)
-    if shuffled_pictures:
+    if shuffled_pictures and len(records) > 1:
         others = predict_records(
             model,
             WithOtherPictures(records, seed),
             make_predict(False),
-            **{**options, "description": "With other pictures"},
+            description="With other pictures",
+            bad_samples=SimpleNamespace(good=do_not_count, bad=do_not_count),  # each was counted before
+            **options,
         )
-        both = [others[index] for index in kept if others[index] is not None]
-        results |= {f"shuffled_{name}": value for name, value in confusion_metrics(add_up(both)).items()}
+        both = add_up(others[index] for index in kept if others[index] is not None)
+        if both.any():  # unless none of the other pictures can be read
+            results |= {f"shuffled_{name}": value for name, value in confusion_metrics(both).items()}
     if training_records is not None:
         frequent = _most_frequent_class(training_records, reading, num_labels)
         constant = np.zeros_like(confusions)

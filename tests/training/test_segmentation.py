@@ -17,7 +17,8 @@ from PIL import Image
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, get_scheduler
 
-from hf_vlp import VlBeitConfig, VlBeitForPreTraining, VlBeitForSemanticSegmentation
+from hf_vlp import VlBeitConfig, VlBeitForPreTraining, VlBeitForSemanticSegmentation, evaluation_segmentation
+from hf_vlp.data.collators import BadSampleError, BadSamplePolicy
 from hf_vlp.data.scenes import SHAPES
 from hf_vlp.data.segmentation import SegmentationCollator, load_segmentation_map
 from hf_vlp.data.sources import DataArguments, load_records
@@ -338,9 +339,18 @@ def test_windows_slide_over_pictures_resized_in_proportion():
     assert {name: scores[name] for name in expected} == pytest.approx(expected)
 
 
-def test_windows_are_set_in_the_yaml(tmp_path):
-    metrics = run(tmp_path, evaluation={"batch_size": 4, "sliding_window": {"shortest_edge": 48}})
+def test_windows_are_set_in_the_yaml(tmp_path, monkeypatch):
+    seen = []
+
+    def spy(model, pixel_values, **options):
+        seen.append((tuple(pixel_values.shape), options["stride"]))
+        return predict_sliding(model, pixel_values, **options)
+
+    monkeypatch.setattr(evaluation_segmentation, "predict_sliding", spy)
+    metrics = run(tmp_path, evaluation={"batch_size": 4, "sliding_window": {"shortest_edge": 48, "stride": 16}})
     assert metrics["validation_samples"] == 4
+    assert seen
+    assert set(seen) == {((1, 3, 48, 48), 16)}
 
 
 def test_an_unknown_option_of_the_windows_is_named():
@@ -362,6 +372,29 @@ def test_bad_records_are_left_out_and_counted():
     assert scores["mean_iou"] == alone["mean_iou"]
     with pytest.raises(ValueError, match="None of the 4 records"):
         evaluate(make_model(), bad)
+
+
+def test_each_record_is_counted_once():
+    good = make_records(2)
+    bad = [{**good[0], "image": {"bytes": b"", "path": None}}, {**good[0], "segmentation_map": None}]
+    policy = BadSamplePolicy()
+    evaluate(make_model(), [*bad, *good], shuffled_pictures=True, bad_samples=policy)
+    assert policy.counts == {"seen": 4, "bad": 2, "image": 1, "captions": 0, "other": 1}
+
+
+def test_bad_maps_in_a_row_stop_the_evaluation():
+    good = make_records(1)
+    bad = [{**good[0], "segmentation_map": None}] * 3
+    with pytest.raises(BadSampleError, match="3 samples in a row"):
+        evaluate(make_model(), [*bad, *good], bad_samples=BadSamplePolicy(max_in_a_row=3), batch_size=1)
+
+
+def test_a_record_is_measured_where_there_is_no_other_picture():
+    (record,) = make_records(1)
+    for records in ([record], [record, {**record, "image": {"bytes": b"", "path": None}}]):
+        scores = evaluate(make_model(), records, shuffled_pictures=True)
+        assert scores["samples"] == 1
+        assert "shuffled_mean_iou" not in scores
 
 
 # Several processes
