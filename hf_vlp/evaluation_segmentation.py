@@ -53,8 +53,8 @@ def evaluate_segmentation(
             the shorter side to the first unless the longer would exceed the second, and average the logits of windows
             of the model's size, so many pixels apart (default two thirds). `None` resizes pictures to one window.
 
-    Records have `image` and `segmentation_map`; those where one is bad are left out and counted, once. Where no
-    record has another picture, there are no `shuffled_` scores. The file of predictions has the scores of each picture.
+    Records have `image` and `segmentation_map`; those where one is bad are left out and counted, once. Where there is
+    no other picture, there are no `shuffled_` scores. The file of predictions has the scores of each picture.
     """
     start = time.perf_counter()
     policy = bad_samples or BadSamplePolicy()
