@@ -3,12 +3,14 @@
 Covers: ids of both views of a batch, equal to the tokenizer's, without gradient, the tokenizer in evaluation mode and
 unchanged; any callable; wrong ids, batches for which there is no tokenizer, tokenizers of another vocabulary or grid,
 folders with something else; a loss in evaluation for models without labels, and for those with several sources; size
-of a batch of several sources; ids of the data made once, under the settings of the run; a run: trains, measures beside
-the mean patch, saves a tokenizer that loads, resumes exactly with its codebook; a second run that takes the tokenizer
-and its vocabulary; features of a teacher.
+of a batch of several sources; ids of the data made once, by all processes, under the settings of the run; a run:
+trains, measures beside the mean patch, saves a tokenizer that loads, resumes exactly with its codebook; a second run
+that takes the tokenizer and its vocabulary; features of a teacher.
 """
 
 import math
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -220,6 +222,32 @@ def test_ids_of_joint_records_are_made_once(tmp_path, monkeypatch):
     assert [cached[index]["pair"]["visual_token_ids"] for index in range(3)] == expected
     assert cached[0]["image"]["visual_token_ids"] == expected[0]
     assert "visual_token_ids" not in cached[0]["text"]
+
+
+def test_each_process_tokenizes_its_share_and_has_all_ids(tmp_path, monkeypatch):
+    from hf_vlp.data import visual_tokens as cache
+    from hf_vlp.pretraining import visual_tokens
+
+    monkeypatch.setattr(cache, "default_cache_dir", lambda: tmp_path)
+    tokenizer, pictures, sizes, columns = make_tokenizer(), make_records(5), [], []
+    find = tokenizer.get_token_ids
+    monkeypatch.setattr(tokenizer, "get_token_ids", lambda pixels: (sizes.append(len(pixels)), find(pixels))[1])
+
+    def gather(own):
+        columns.extend(own)
+        if len(columns) == 1:
+            raise KeyboardInterrupt  # the first process would wait here
+        return columns
+
+    monkeypatch.setattr(visual_tokens, "gather_object", gather)
+    for index in (0, 1):
+        state = SimpleNamespace(device="cpu", process_index=index, num_processes=2, is_main_process=index == 0)
+        monkeypatch.setattr(visual_tokens, "PartialState", lambda state=state: state)
+        with nullcontext() if index else pytest.raises(KeyboardInterrupt):
+            found = cache_visual_tokens(pictures, tokenizer)
+    assert sizes == [2, 3]
+    images = PROCESSOR(images=[record["image"] for record in pictures], return_tensors="pt")["pixel_values"]
+    assert [record["visual_token_ids"] for record in found] == find(images).tolist()
 
 
 def test_bad_pictures_have_the_limits_of_the_run(tmp_path, monkeypatch):
