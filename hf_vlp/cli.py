@@ -135,16 +135,16 @@ def train(
     PartialState().destroy_process_group()
 
 
-def _read_data_arguments(data: str, extra: list[str], record_type: str):
-    """`DataArguments` from `--data` (a source, or a YAML with a `data:` section) and further `--data.key value`."""
-    from hf_vlp.pretraining.arguments import parse_arguments, read_yaml
+def _read_protocol(data: str, extra: list[str], task):
+    """`Protocol` from `--data` (a source, or a YAML with a `data:` section) and further `--section.key value`."""
+    from hf_vlp.pretraining.arguments import parse_protocol, read_yaml
 
-    content = {"source": data}
+    content = {"data": {"source": data}}
     if data.endswith((".yaml", ".yml")):
-        content = read_yaml(data).get("data")
-        if content is None:
+        content = read_yaml(data)
+        if content.get("data") is None:
             raise ValueError(f"{data} has no section `data:`.")
-    return parse_arguments({"data": {"record_type": record_type, **content}}, extra).data
+    return parse_protocol(content, extra, task=task)
 
 
 @app.command(
@@ -156,7 +156,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a model with its processor.")],
     task: Annotated[Task | None, typer.Option(help="What is measured; by default what the model's head does.")] = None,
     data: Annotated[
-        str, typer.Option(help="scenes, a file, folder, pattern or Hub name, or a YAML with a `data:` section.")
+        str, typer.Option(help="scenes, a file, folder, pattern or Hub name, or the YAML of a run.")
     ] = "scenes",
     split: Annotated[str, typer.Option(help="Split of the data.")] = "test",
     metrics: Annotated[
@@ -174,6 +174,9 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Records measured together.")] = 32,
     max_records: Annotated[int | None, typer.Option(min=1, help="Records at most.")] = None,
     shuffled: Annotated[bool, typer.Option(help="Also score the model with the pictures of other records.")] = True,
+    constant: Annotated[
+        bool, typer.Option(help="Also score the best constant output that the split `train` of the data teaches.")
+    ] = True,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default an accelerator if any.")
     ] = None,
@@ -190,12 +193,15 @@ def evaluate(
 ):
     """Score a model on a data set beside what it must beat: a table, and JSON on request.
 
-    Columns and files of the data are set with --data.key value, for example --data.image_root DIR.
+    Columns and files of the data are set with --data.key value, for example --data.image_root DIR. The YAML of a run
+    also says how it measures (its sections batches and evaluation, and its seed); options here, and
+    --batches.key value or --evaluation.key value, win over it.
     """
     import inspect
     import tempfile
 
     from hf_vlp.captioning import load_captioner
+    from hf_vlp.data.sources import load_records
     from hf_vlp.describe import check_model_id
     from hf_vlp.evaluation import evaluate_model, format_scores
     from hf_vlp.loading import find_task, load_model_and_processor
@@ -204,27 +210,46 @@ def evaluate(
 
     check_model_id(model)
     chosen = TASKS[task.value] if task else find_task(model)
-    options = {"batch_size": batch_size, "shuffled_pictures": shuffled, "rerank": rerank}
-    options["visual_tokenizer"] = visual_tokenizer
+    protocol = _read_protocol(data, ctx.args, chosen)
+    flags = {"batch_size": batch_size, "shuffled_pictures": shuffled, "rerank": rerank}
+    flags |= {
+        "final_max_records": max_records,
+        "metrics": [name.strip() for name in metrics.split(",") if name.strip()],
+    }
+    parameters = {"shuffled_pictures": "shuffled", "final_max_records": "max_records"}  # where the names differ
+    options = {**flags, **protocol.evaluation}
+    options |= {name: flags[name] for name in flags if _is_given(ctx, parameters.get(name, name))}
+    options |= {name: getattr(protocol.batches, name) for name in chosen.collator_options}
+    options |= {"visual_tokenizer": visual_tokenizer, "seed": protocol.seed or 0}
+    max_records = options["final_max_records"]
     if chosen.name == "captioning":
-        names = [name.strip() for name in metrics.split(",") if name.strip()]
+        names = options["metrics"]
         try:
             caption_metrics(["a dog"], [["a dog"]], names)  # not after an hour of captioning
         except RuntimeError as error:  # METEOR and SPICE without the Java they need
             raise ValueError(str(error)) from error
-        options["metrics"] = names
-        options["generation"] = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+        generation = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+        given = {name: value for name, value in generation.items() if _is_given(ctx, name)}
+        options["generation"] = {**generation, **options.get("generation", {}), **given}
     if output is not None and chosen.name not in SUBMISSIONS:
         raise ValueError(f"{chosen.name} has no submission format: use --report for its predictions.")
-    known = inspect.signature(chosen.load("evaluate")).parameters
+    known = inspect.signature(chosen.load("evaluate")).parameters.keys()
+    learns_constant = constant and options.get("constant_candidates", 1) > 0 and known & _TRAINING_OPTIONS
     options = {name: value for name, value in options.items() if name in known}
     _hide_loading_bars()
-    records = first_records(_load_split(data, ctx.args, split, record_type=chosen.record_type), max_records)
+    records = first_records(load_records(protocol.data, split), max_records)
+    training_records = None
+    if learns_constant:
+        try:
+            training_records = load_records(protocol.data, "train")
+        except ValueError as error:
+            typer.echo(f"No constant baseline: {' '.join(str(error).split())}", err=True)
     load = load_captioner if chosen.name == "captioning" else partial(load_model_and_processor, chosen)
     loaded, processor = load(model, device=device)
     with tempfile.TemporaryDirectory() as folder:
         predictions = report or Path(folder) / "predictions.json"
-        scores = evaluate_model(loaded, processor, records, chosen, predictions_path=predictions, **options)
+        options |= {"training_records": training_records, "predictions_path": predictions}
+        scores = evaluate_model(loaded, processor, records, chosen, **options)
         if output is not None:
             rows = json.loads(predictions.read_text(encoding="utf-8"))["predictions"]
             SUBMISSIONS[chosen.name](output, rows)
@@ -232,6 +257,11 @@ def evaluate(
         _echo_json(scores)
     else:
         typer.echo(format_scores(split, scores))
+
+
+def _is_given(ctx: typer.Context, parameter: str) -> bool:
+    """Whether an option stands on the command line, other than by its default."""
+    return ctx.get_parameter_source(parameter).name == "COMMANDLINE"
 
 
 def _write_coco_results(path: Path, rows: list[dict]):
@@ -247,14 +277,10 @@ def _write_answers(path: Path, rows: list[dict]):
     write_vqa_submission(path, [row["question_id"] for row in rows], [row["answer"] for row in rows])
 
 
+# Options of evaluations that learn a constant output.
+_TRAINING_OPTIONS = {"training_records", "training_captions"}
 # Tasks whose benchmark takes files, and what writes them.
 SUBMISSIONS = {"captioning": _write_coco_results, "visual_question_answering": _write_answers}
-
-
-def _load_split(data: str, extra: list[str], split: str, record_type: str = "captions"):
-    from hf_vlp.data.sources import load_records
-
-    return load_records(_read_data_arguments(data, extra, record_type), split)
 
 
 @app.command(epilog='\b\nExample: hf-vlp caption quickstart photo.jpg "photos/*.jpg" --num-beams 5 --json')
@@ -419,8 +445,9 @@ def match(
 ):
     """Rank pictures for each text, or texts for each picture: query, rank, score and candidate, a line each.
 
-    The score is the cosine of the embeddings; with --rerank the first candidates are ordered by the sum of it and the
-    matching head's logit. Pictures that cannot be read are told on stderr, left out and counted.
+    The score is the cosine of the embeddings. With --rerank it is the sum of that and the matching head's logit, by
+    which the first candidates are ordered; those behind them have a dash, as their cosines would not compare. Pictures
+    that cannot be read are told on stderr, left out and counted.
     """
     from hf_vlp.captioning import find_pictures
     from hf_vlp.describe import check_model_id
@@ -456,8 +483,10 @@ def match(
                 line |= {} if found.match is None else {"match": found.match}
                 typer.echo(json.dumps(line, ensure_ascii=False))
             else:
-                score = found.similarity + (found.match or 0.0)
-                typer.echo(f"{asked}\t{rank}\t{score:.4f}\t{found.candidate}")
+                score = "-"
+                if found.match is not None or not rerank:
+                    score = f"{found.similarity + (found.match or 0.0):.4f}"
+                typer.echo(f"{asked}\t{rank}\t{score}\t{found.candidate}")
     _tell_unread(len(failed), len(pictures), strict)
 
 
@@ -567,10 +596,12 @@ def document_frequencies(
 
     Columns and files of the data are set with --data.key value, for example --data.caption_columns sentences.raw.
     """
+    from hf_vlp.data.sources import load_records
     from hf_vlp.metrics import build_document_frequencies
     from hf_vlp.pretraining.build import iterate_references
 
-    frequencies = build_document_frequencies(iterate_references(_load_split(data, ctx.args, split)), output)
+    records = load_records(_read_protocol(data, ctx.args, TASKS["captioning"]).data, split)
+    frequencies = build_document_frequencies(iterate_references(records), output)
     typer.echo(f"{output}: {len(frequencies.counts):,} n-grams of {frequencies.num_images:,} records.")
 
 

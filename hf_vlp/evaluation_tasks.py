@@ -272,6 +272,8 @@ def evaluate_question_answering(
         )
         return vocabulary.decode(model(**batch).logits.argmax(-1))
 
+    if training_records is not None and is_answered:
+        frequent = _MostFrequent(training_answers(training_records))
     predictions = predict_records(model, records, answer, description="Answering", **options)
     rows = []
     for index, prediction in enumerate(predictions):
@@ -299,14 +301,13 @@ def evaluate_question_answering(
         return scores
 
     results: dict[str, Any] = score([row["answer"] for row in rows])
-    if shuffled_pictures and is_answered and len(records) > 1:
+    if shuffled_pictures and is_answered:
         other = WithOtherPictures(records, seed)
         shuffled = predict_records(model, other, answer, description="With other pictures", **options)
         # Where the other picture cannot be read, the question stays without an answer.
         answers = [shuffled[row["index"]] or "" for row in rows]
         results |= {f"shuffled_{name}": value for name, value in score(answers).items()}
     if training_records is not None and is_answered:
-        frequent = _MostFrequent(training_answers(training_records))
         results |= {f"constant_{name}": value for name, value in score([frequent.constant] * len(rows)).items()}
         by_question = [frequent.for_text(row["question"]) for row in rows]
         results |= {f"question_only_{name}": value for name, value in score(by_question).items()}
@@ -349,6 +350,9 @@ def _evaluate_labels(
         text_of(record)
         _label_of(record, model)
 
+    if training_records is not None:
+        columns = (*STATEMENT_COLUMNS, "label")
+        frequent = _MostFrequent(_usable_pairs(_training_rows(training_records, columns), text_of, model))
     predictions = predict_records(model, records, predict, check=check, **options)
     rows, texts = [], []
     for index, prediction in enumerate(predictions):
@@ -368,15 +372,13 @@ def _evaluate_labels(
             texts.append(text_of(record))
     require_rows(rows, len(predictions), "a readable picture and a label of the model")
     results: dict[str, Any] = score([row["prediction"] for row in rows], rows)
-    if shuffle and len(records) > 1:
+    if shuffle:
         other = WithOtherPictures(records, seed)
         options |= {"description": "With other pictures", "check": text_of}
         shuffled = predict_records(model, other, predict, **options)
         both = [(shuffled[row["index"]], row["label"]) for row in rows if shuffled[row["index"]] is not None]
         results["shuffled_accuracy"] = sum(guess == label for guess, label in both) / max(1, len(both))
     if training_records is not None:
-        columns = (*STATEMENT_COLUMNS, "label")
-        frequent = _MostFrequent(_usable_pairs(_training_rows(training_records, columns), text_of, model))
         hits = sum(frequent.constant == row["label"] for row in rows)
         results["constant_accuracy"] = hits / len(rows)
         if any(texts):

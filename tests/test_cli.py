@@ -3,7 +3,8 @@
 Covers: help with an example for every command, answered without heavy imports; `caption` with files, folders,
 patterns and URLs, text and JSON lines, batches, prompts, and bad pictures; `ask` and `match` likewise; `convert` there
 and back; `info` for models and adapters, native models and all heads of VLMo; `evaluate` with its table, JSON,
-submission and report, for captions and for every head of VLMo; `document-frequencies`; `train` and its settings;
+submission and report, for captions and for every head of VLMo, its constant baseline, and the YAML of a run that says
+how it measures; `document-frequencies`; `train` and its settings;
 errors in one line with exit code 2, from each command, with the traceback on request; the exit when the reader of the
 output goes away.
 """
@@ -371,6 +372,13 @@ def test_match_leaves_bad_pictures_out_and_tells_them(matching, pictures, bad_pi
     assert run("match", matching, "--images", bad_picture, "--texts", "red", code=1).stdout == ""
 
 
+def test_scores_of_one_kind_stand_in_order_when_the_first_candidates_are_ranked_again(matching, pictures):
+    output = run("match", matching, "--images", pictures, "--texts", "red circle", "--rerank", 2).stdout
+    *scores, last = [line.split("\t")[2] for line in output.splitlines()]
+    assert last == "-"  # a cosine would not compare with the others
+    assert [float(score) for score in scores] == sorted(map(float, scores), reverse=True)
+
+
 # convert
 
 
@@ -483,7 +491,7 @@ def test_info_of_adapters_names_their_base_and_what_trains(model, tmp_path):
 def test_evaluate_prints_a_table_and_writes_submission_and_report(model, tmp_path):
     files = [tmp_path / "submission.json", tmp_path / "report.json"]
     result = run(
-        *("evaluate", model, "--data", "scenes", "--data.num_eval_scenes", 20, "--max-records", 6),
+        *("evaluate", model, "--data", "scenes", "--data.num_eval_scenes", 20, "--max-records", 6, "--no-constant"),
         *("--metrics", "bleu,cider_d", "--output", files[0], "--report", files[1], "--max-new-tokens", 5),
     )
     assert "cider_d" in result.stdout
@@ -510,7 +518,7 @@ def test_evaluate_measures_what_the_head_of_a_model_does(name, metric, tmp_path)
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
     model = make_model(name, **({"type_vocab_size": 3} if "Images" in name else {}), **names)
     save_repository(tmp_path / "model", model=model, processor=make_vlmo_processor())
-    options = ("--data.num_eval_scenes", 8, "--json", "--report", tmp_path / "report.json")
+    options = ("--data.num_scenes", 8, "--data.num_eval_scenes", 8, "--json", "--report", tmp_path / "report.json")
     scores = json.loads(run("evaluate", tmp_path / "model", *options).stdout)
     assert 0 <= scores[metric] <= 1
     assert json.loads((tmp_path / "report.json").read_text())["metrics"] == scores
@@ -528,13 +536,94 @@ def test_evaluate_refuses_a_model_without_the_head(tmp_path):
     assert "has no weights for classifier" in error_of("evaluate", tmp_path, "--task", "visual_question_answering")
 
 
+@pytest.fixture
+def labelled(tmp_path):
+    """A model for three classes and pictures of these, in two splits."""
+    names = ["red", "blue", "green"]
+    numbers = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    model = make_model("VlmoForImageClassification", **numbers)
+    save_repository(tmp_path / "model", model=model, processor=make_vlmo_processor())
+    make_picture().save(tmp_path / "a.png")
+    for split, labels in (("train", ["blue", "blue", "red"]), ("test", ["blue", "green", "red", "blue", "pink"])):
+        rows = [json.dumps({"image": "a.png", "label": label}) for label in labels]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
+    return tmp_path
+
+
+def test_evaluate_learns_the_constant_from_the_training_split(labelled):
+    (labelled / "data").mkdir()
+    for name in ("a.png", "train.jsonl", "test.jsonl"):
+        (labelled / name).rename(labelled / "data" / name)
+    command = ("evaluate", labelled / "model", "--data", labelled / "data", "--data.dataset_cache", labelled / "cache")
+    title, accuracy, counts, answer = run(*command).stdout.splitlines()
+    assert title.split() == ["test", "model", "constant"]
+    assert accuracy.split()[2] == "0.5000"
+    assert counts == "4 samples, 1 skipped"
+    assert "'blue'" in answer
+    assert "constant" not in run(*command, "--no-constant").output
+    (labelled / "data" / "train.jsonl").unlink()
+    result = run(*command)
+    assert "constant" not in result.stdout
+    assert "No constant baseline: There is no split 'train'" in result.stderr
+
+
+def test_evaluate_measures_the_data_of_a_stream_as_its_run_does(labelled):
+    (labelled / "run.yaml").write_text(
+        f"""
+task: visual_question_answering
+data: {{source: {labelled}, streaming: true, test_files: ["{labelled}/test.jsonl"], train_files: none.jsonl}}
+stages:
+- name: first
+- name: second
+  task: image_classification
+  data: {{train_files: "{labelled}/train.jsonl"}}
+  evaluation: {{final_max_records: 3}}
+"""
+    )
+    command = ("evaluate", labelled / "model", "--data", labelled / "run.yaml", "--json")
+    scores = json.loads(run(*command).stdout)
+    assert (scores["samples"], scores["constant_accuracy"]) == (3, 1 / 3)
+    assert json.loads(run(*command, "--max-records", 2).stdout)["samples"] == 2
+    assert "not of training" in error_of(*command, "--training.max_steps", 3)
+
+
 def test_evaluate_takes_the_data_of_a_yaml_and_prints_json(model, tmp_path):
-    (tmp_path / "run.yaml").write_text("data:\n  source: scenes\n  num_eval_scenes: 4\ntraining:\n  bf16: true\n")
+    (tmp_path / "run.yaml").write_text(
+        "data:\n  source: scenes\n  num_eval_scenes: 4\n  num_scenes: 4\ntraining:\n  bf16: true\n"
+    )
     arguments = ("--data", tmp_path / "run.yaml", "--split", "compositional", "--json")
     scores = json.loads(run("evaluate", model, *arguments, "--no-shuffled", "--max-new-tokens", 4).stdout)
     assert scores["pictures"] == 4
     assert {"bleu_4", "exact_match"} <= scores.keys()
     assert not any(name.startswith("shuffled_") for name in scores)
+
+
+def test_evaluate_follows_the_protocol_of_a_run_unless_options_say_otherwise(model, tmp_path, monkeypatch):
+    calls = []
+
+    def measure(model, processor, records, task, **options):
+        calls.append(options)
+        return {"exact_match": 1.0, "pictures": 1, "skipped_pictures": 0}
+
+    monkeypatch.setattr("hf_vlp.evaluation.evaluate_model", measure)
+    (tmp_path / "run.yaml").write_text(
+        """
+data: {num_eval_scenes: 1}
+training: {seed: 7}
+batches: {max_length: 12}
+evaluation: {metrics: [exact_match], generation: {num_beams: 3, max_new_tokens: 5}, shuffled_pictures: false,
+  batch_size: 2, constant_candidates: 0}
+"""
+    )
+    command = ("evaluate", model, "--data", tmp_path / "run.yaml")
+    run(*command)
+    run(*command, "--num-beams", 1, "--shuffled", "--metrics", "bleu", "--evaluation.batch_size", 4)
+    first, second = calls
+    assert (first["metrics"], first["generation"]) == (["exact_match"], {"num_beams": 3, "max_new_tokens": 5})
+    assert (first["shuffled_pictures"], first["batch_size"], first["seed"]) == (False, 2, 7)
+    assert first["training_records"] is None
+    assert (second["metrics"], second["generation"]) == (["bleu"], {"num_beams": 1, "max_new_tokens": 5})
+    assert (second["shuffled_pictures"], second["batch_size"]) == (True, 4)
 
 
 def test_ids_of_coco_become_numbers_in_a_submission():
@@ -588,7 +677,7 @@ def test_yaml_is_trained_evaluated_and_captions_a_picture(tmp_path):
     text = run("train", ROOT / "examples" / "configs" / "vc_gpt_quick.yaml", *flags).stdout
     assert "learning rate" in text  # the table of what trains
     assert "compositional" in text
-    assert "cider_d" in run("evaluate", output, "--data.num_eval_scenes", 4).stdout
+    assert "cider_d" in run("evaluate", output, "--data.num_eval_scenes", 4, "--data.num_scenes", 4).stdout
     make_picture(size=64).save(tmp_path / "photo.png")
     assert run("caption", output, tmp_path / "photo.png", "--json").stdout.startswith('{"image": ')
 

@@ -25,14 +25,14 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal, NamedTuple, Union
 
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_vlp.data.sources import DataArguments
-from hf_vlp.tasks import TASKS
+from hf_vlp.tasks import TASKS, Task, get_task
 
 # Names that older versions of transformers had, and what to write now.
 RENAMED_TRAINING_ARGUMENTS = {
@@ -405,9 +405,7 @@ def parse_arguments(
     stages = settings.pop("stages", None) or []
     if not stages:
         run = _build(_merge(settings, overrides))
-        for name in ("images", "texts"):
-            if getattr(run.data, name) is not None and run.data.record_type != "joint":
-                raise ValueError(f"data.{name} is read by the task joint_pretraining alone, not by {run.task}.")
+        _check_data(run.data, run.task)
         return run
     if not isinstance(stages, list) or not all(isinstance(stage, dict) and stage.get("name") for stage in stages):
         raise ValueError("stages must be a list of dictionaries, each with a `name` and the settings that differ.")
@@ -430,6 +428,59 @@ def parse_arguments(
                 "peft.merge to true."
             )
     return run
+
+
+class Protocol(NamedTuple):
+    """What an evaluation takes from the settings of a run.
+
+    data, batches: with their defaults.
+    evaluation: what the settings say, without defaults.
+    seed: of the run, `None` where the settings say nothing of training.
+    """
+
+    data: DataArguments
+    batches: BatchArguments
+    evaluation: dict[str, Any]
+    seed: int | None
+
+
+def parse_protocol(
+    yaml_file: str | os.PathLike | dict, flags: Sequence[str] | dict[str, Any] = (), *, task: str | Task
+) -> Protocol:
+    """The data of a run and how they are measured for a task, without asking whether the run could be trained.
+
+    Of several stages the last one for this task counts. `flags` are of the sections data, batches and evaluation.
+    Raises ValueError as `parse_arguments` does.
+    """
+    task = get_task(task)
+    settings = _check_keys(yaml_file if isinstance(yaml_file, dict) else read_yaml(yaml_file))
+    overrides = _parse_flags(flags)
+    if others := sorted(overrides.keys() - {"data", "batches", "evaluation"}):
+        raise ValueError(f"An evaluation takes settings of data, batches and evaluation, not of {', '.join(others)}.")
+    for stage in reversed(settings.pop("stages", None) or []):
+        if stage.get("task", settings.get("task", "captioning")) == task.name:
+            own = {key: value for key, value in stage.items() if key != "name"}
+            settings = _merge(settings, _check_keys(own, stage.get("name")))
+            break
+    settings = _merge(settings, overrides)
+    data = _build_section("data", settings.get("data", {}), task)
+    _check_data(data, task.name)
+    seed = None
+    if "training" in settings:
+        default = VlpTrainingArguments.__dataclass_fields__["seed"].default
+        seed = coerce(settings["training"].get("seed", default), int, "training.seed")
+    return Protocol(
+        data,
+        _build_section("batches", settings.get("batches", {}), task),
+        _typed("evaluation", EvaluationArguments, settings.get("evaluation", {})),
+        seed,
+    )
+
+
+def _check_data(data: DataArguments, task: str):
+    for name in ("images", "texts"):
+        if getattr(data, name) is not None and data.record_type != "joint":
+            raise ValueError(f"data.{name} is read by the task joint_pretraining alone, not by {task}.")
 
 
 def _field_names(section: str) -> list[str]:
@@ -566,20 +617,23 @@ def _build(settings: dict, stage: str | None = None) -> RunArguments:
             if settings[name] not in allowed:
                 raise ValueError(f"{name}={settings[name]!r} is not one of {', '.join(allowed)}.")
             parts[name] = settings[name]
-    for section, dataclass_type in SECTIONS.items():
+    task = TASKS[parts.get("task", "captioning")]
+    for section in SECTIONS:
         values = settings.get(section, None if section == "peft" else {})
-        if values is None:
-            parts[section] = None
-            continue
-        task = TASKS[parts.get("task", "captioning")]
-        if section == "data":
-            values = {"record_type": task.record_type, **values}
-        if section == "batches":
-            values = {**task.batches, **values}
-        parts[section] = HfArgumentParser(dataclass_type).parse_dict(_typed(section, dataclass_type, values))[0]
+        parts[section] = None if values is None else _build_section(section, values, task)
     run = RunArguments(**parts)
     _check_run(run)
     return run
+
+
+def _build_section(section: str, values: dict, task: Task):
+    """The dataclass of a section, with the defaults that its task has."""
+    if section == "data":
+        values = {"record_type": task.record_type, **values}
+    if section == "batches":
+        values = {**task.batches, **values}
+    dataclass_type = SECTIONS[section]
+    return HfArgumentParser(dataclass_type).parse_dict(_typed(section, dataclass_type, values))[0]
 
 
 def _typed(section: str, dataclass_type: type, values: dict) -> dict:
@@ -720,11 +774,13 @@ __all__ = [
     "EvaluationArguments",
     "ModelArguments",
     "PeftArguments",
+    "Protocol",
     "RunArguments",
     "SelfCriticalArguments",
     "VlpTrainingArguments",
     "coerce",
     "describe_arguments",
     "parse_arguments",
+    "parse_protocol",
     "read_yaml",
 ]

@@ -259,10 +259,12 @@ def test_the_command_line_measures_with_a_tokenizer(processor, visual_tokenizer,
     visual_tokenizer.save_pretrained(tmp_path / "tokenizer")
     command = ["evaluate", str(tmp_path), "--device", "cpu", "--json", "--no-shuffled", "--data.num_eval_scenes", "3"]
     command += ["--data.scene_size", "32", "--data.images.num_eval_scenes", "2", "--data.images.scene_size", "32"]
+    assert "--visual-tokenizer" in CliRunner().invoke(app, command).stderr
     result = CliRunner().invoke(app, [*command, "--visual-tokenizer", str(tmp_path / "tokenizer")])
     assert result.exit_code == 0, result.output
     scores = json.loads(result.stdout)
     assert scores["samples"] == 5
+    assert scores["not_measured"] == "mlm (there are no texts alone: set data.texts)"
     assert {"mvlm_text_accuracy", "mvlm_image_accuracy", "mim_accuracy"} <= set(scores)
 
 
