@@ -22,7 +22,8 @@ def classification_accuracy(predictions: Sequence, references: Sequence) -> dict
 
     predictions, references: one class per row, numbers or names; tensors and arrays of numbers, too.
 
-    Raises TypeError for what is no list, ValueError for lists of unequal length or none.
+    Raises TypeError for what is no list, and for numbers beside names, which are never equal; ValueError for lists of
+    unequal length or none.
 
     ```python
     >>> classification_accuracy([3, 1, 0, 2], [3, 1, 2, 2])
@@ -35,6 +36,12 @@ def classification_accuracy(predictions: Sequence, references: Sequence) -> dict
         raise ValueError(f"got {len(guesses)} predictions and {len(labels)} references: pass one for each")
     if not guesses:
         raise ValueError("got no predictions: an accuracy needs at least one")
+    kinds = {isinstance(value, str) for value in (*guesses, *labels)}
+    if len(kinds) > 1:
+        raise TypeError(
+            "got names of classes (strings) beside numbers: pass `predictions` and `references` both as names, or "
+            "both as numbers"
+        )
     return {"accuracy": sum(guess == label for guess, label in zip(guesses, labels)) / len(labels)}
 
 

@@ -3,8 +3,10 @@
 import dataclasses
 import difflib
 import itertools
+import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub.errors import StrictDataclassError
@@ -30,7 +32,7 @@ logger = logging.get_logger(__name__)
 
 # Settings of `batches:` that change what is trained on; evaluation sees the records as they are.
 AUGMENTATION_OPTIONS = ("augment", "image_augment")
-TRAINING_OPTIONS = (*AUGMENTATION_OPTIONS, "mixup", "cutmix", "label_smoothing")
+TRAINING_OPTIONS = (*AUGMENTATION_OPTIONS, "mixup", "cutmix", "label_smoothing", "draw_windows")
 
 
 class Start(NamedTuple):
@@ -78,6 +80,11 @@ def check_architecture(path: str | os.PathLike, architecture: str) -> PreTrained
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
+        if os.sep in str(path) and not Path(path).exists():  # the Hub was asked as well: its names hold one, too
+            raise ValueError(
+                f"model.model_name_or_path={str(path)!r}: there is no folder {path} (looked in {Path.cwd()}), and no "
+                "such model can be reached on the Hub. If another recipe makes it, run that first."
+            ) from error
         raise ValueError(f"model.model_name_or_path={str(path)!r} is not a checkpoint: {error}") from error
     if config.model_type != architecture:
         raise ValueError(
@@ -127,12 +134,6 @@ def _image_size_options(config: PreTrainedConfig) -> dict:
         size = config.vision_config.image_size
         return {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     return {"size": {"height": config.image_size, "width": config.image_size}}
-
-
-def build_model_and_processor(settings: ModelArguments, texts: Iterable[str], *, task: str | Task = "captioning"):
-    """The model and processor that a run starts from; see `start_model`."""
-    start = start_model(settings, texts, task=task)
-    return start.model, start.processor
 
 
 def start_model(
@@ -379,7 +380,8 @@ def find_labels(run: RunArguments, records) -> list[str] | None:
 
     Answers are normalised and numbered by first appearance (`build_answer_vocabulary`), unless
     `model.answer_vocabulary` names a file. Classes are numbered as the data number them, named ones by alphabet;
-    those of pixels are `data.label_names`, or known for scenes.
+    records without a label do not count. Those of pixels are `data.label_names`, or known for scenes. Raises
+    ValueError for labels that are no classes.
     """
     labels = get_task(run.task).labels
     if isinstance(labels, tuple):
@@ -401,13 +403,24 @@ def find_labels(run: RunArguments, records) -> list[str] | None:
         feature = (getattr(records, "features", None) or {}).get("label")
         if getattr(feature, "names", None):
             return list(feature.names)
-        found = {record["label"] for record in only_columns(records, ("label",))}
-        if all(isinstance(label, str) for label in found):
-            return sorted(found)
-        if all(isinstance(label, bool) for label in found):
-            return ["False", "True"]
-        return [str(label) for label in range(max(map(int, found)) + 1)]
+        return _name_classes({record.get("label") for record in only_columns(records, ("label",))} - {None})
     return None
+
+
+def _name_classes(labels: set) -> list[str]:
+    """Names of the classes of a new head, from the different labels of its training records."""
+    if labels and all(isinstance(label, str) for label in labels):
+        return sorted(labels)
+    if labels and all(isinstance(label, bool) for label in labels):
+        return ["False", "True"]
+    bad = [label for label in labels if not isinstance(label, numbers.Integral) or label < 0]
+    if bad or not labels:
+        shown = ", ".join(sorted(map(repr, bad))[:5]) or "none"
+        raise ValueError(
+            "The classes of a new head are read from the labels of the training records, which must be names, or "
+            f"whole numbers from 0 on; found {shown}. Check data.label_column, or leave out such records."
+        )
+    return [str(label) for label in range(max(map(int, labels)) + 1)]
 
 
 def iterate_captions(records) -> Iterator[str]:
@@ -517,7 +530,6 @@ def make_bad_sample_policy(batches: BatchArguments) -> BadSamplePolicy:
 __all__ = [
     "AUGMENTATION_OPTIONS",
     "Start",
-    "build_model_and_processor",
     "check_architecture",
     "check_config_keys",
     "check_lengths",

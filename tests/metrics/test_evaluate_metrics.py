@@ -129,6 +129,8 @@ def test_classes_are_scored_as_by_the_function(kind, tmp_path):
         ([0.75], [1], TypeError, r"predictions\[0\].*0\.75.*arg-maximum"),
         ([[0.1, 0.9]], [1], TypeError, r"predictions\[0\]"),
         ("red", ["red"], TypeError, "list with one class per row, got str"),
+        ([1, 2], ["1", "2"], TypeError, "names of classes .* beside numbers"),
+        ([1, "2"], [1, "2"], TypeError, "names of classes .* beside numbers"),
         ([1, 2], [1], ValueError, "2 predictions and 1 references"),
         ([], [], ValueError, "no predictions"),
     ],

@@ -1,5 +1,5 @@
-"""Whole runs from settings: scenes, stages with SCST, resume of stages, splits that are missing, evaluations that fail,
-LoRA, starting points, bad settings."""
+"""Whole runs from settings: scenes, stages with SCST, resume of stages, splits that are missing, evaluations that
+fail, LoRA, starting points, bad settings."""
 
 import json
 
@@ -16,7 +16,7 @@ from transformers import (
 
 from hf_vlp.pretraining import run as run_module
 from hf_vlp.pretraining.arguments import ModelArguments, parse_arguments
-from hf_vlp.pretraining.build import build_model_and_processor, freeze_towers, make_config
+from hf_vlp.pretraining.build import freeze_towers, make_config, start_model
 from hf_vlp.pretraining.run import train, without_folders
 from tests.training.tiny import different, make_model, make_processor, parameters_of
 
@@ -232,7 +232,7 @@ def test_starting_from_parts(tmp_path):
         text_model_name_or_path=str(tmp_path / "gpt2"),
         config={"num_fusion_layers": 2, "fusion_num_heads": 2},
     )
-    model, processor = build_model_and_processor(settings, ())
+    model, processor = start_model(settings, ())[:2]
     assert torch.equal(model.model.language_model.wte.weight, text.transformer.wte.weight)
     assert model.config.num_fusion_layers == 2
     assert processor.image_processor.crop_size["height"] == 32
@@ -264,12 +264,19 @@ def test_captions_longer_than_the_positions_are_refused(tmp_path):
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=10)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"checkpoint of 'gpt2'.*'vc_gpt'"):
-        build_model_and_processor(ModelArguments(model_name_or_path=str(tmp_path)), ())
+        start_model(ModelArguments(model_name_or_path=str(tmp_path)), ())
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a checkpoint"):
-        build_model_and_processor(ModelArguments(model_name_or_path=str(tmp_path)), ())
+        start_model(ModelArguments(model_name_or_path=str(tmp_path)), ())
+
+
+@pytest.mark.parametrize("path", ["outputs/pairs", "/nowhere/at/all"])
+def test_a_folder_that_another_recipe_makes_is_named(path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match=f"no folder {path} .*another recipe makes it, run that first"):
+        start_model(ModelArguments(model_name_or_path=path), ())
 
 
 def test_parts_of_another_kind_are_refused(tmp_path):
@@ -277,7 +284,7 @@ def test_parts_of_another_kind_are_refused(tmp_path):
     make_processor().tokenizer.save_pretrained(tmp_path)
     settings = ModelArguments(vision_model_name_or_path=str(tmp_path), text_model_name_or_path=str(tmp_path))
     with pytest.raises(ValueError, match="CLIP"):
-        build_model_and_processor(settings, ())
+        start_model(settings, ())
 
 
 def test_cards_and_shared_settings_name_no_local_folder(tmp_path):

@@ -286,10 +286,19 @@ def test_class_names_come_from_the_data(tmp_path):
     assert find_labels(run, [{"label": "b"}, {"label": "a"}, {"label": "b"}]) == ["a", "b"]
     assert find_labels(run, [{"label": True}]) == ["False", "True"]
     assert find_labels(run, [{"label": 2}, {"label": 0}]) == ["0", "1", "2"]
+    assert find_labels(run, [{"label": 1}, {"label": None}]) == ["0", "1"]
+    assert find_labels(run, [{"label": "a"}, {"label": None}]) == ["a"]
     assert find_labels(parse_arguments(make_settings(tmp_path, "images_and_text_classification")), ()) == [
         "False",
         "True",
     ]
+
+
+@pytest.mark.parametrize("labels", [[-1, -1], [0, 1.7], ["a", 1], [None]])
+def test_labels_that_are_no_classes_are_named_with_their_column(labels, tmp_path):
+    run = parse_arguments(make_settings(tmp_path, "image_classification"))
+    with pytest.raises(ValueError, match=r"data\.label_column"):
+        find_labels(run, [{"label": label} for label in labels])
 
 
 def test_the_original_groups_decay_other_parameters_than_ours():
