@@ -18,7 +18,12 @@ from torch.utils.data import DataLoader
 from hf_vlp.data.augment import BeitPreTraining, RandomResizedCrop
 from hf_vlp.data.collators import BadSampleError, BadSamplePolicy
 from hf_vlp.data.joint import JointRecords
-from hf_vlp.data.masked_collators import JointPreTrainingCollator, MaskedImageCollator, MaskedPairCollator
+from hf_vlp.data.masked_collators import (
+    JointPreTrainingCollator,
+    MaskedImageCollator,
+    MaskedPairCollator,
+    make_tokenizer_view,
+)
 from hf_vlp.data.tokenization import train_bert_tokenizer
 from hf_vlp.models.mome.processing_mome import MomeImageProcessorPil, MomeProcessor
 
@@ -193,6 +198,28 @@ def test_both_views_show_the_same_part_in_the_same_colours(processor, collator_c
     assert (view_as_model_sees(batch["pixel_values"]) - batch["tokenizer_pixel_values"]).abs().max() < 2 / 255
     plain = make(collator_class, processor, tokenizer_image_size=SIDE)(RECORDS)
     assert (plain["pixel_values"] - batch["pixel_values"]).abs().flatten(1).mean(1).min() > 0.05
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])  # that of the processor: resized once for both
+@pytest.mark.parametrize("collator_class", [MaskedImageCollator, MaskedPairCollator])
+def test_both_views_are_those_of_the_whole_pictures_bit_for_bit(processor, collator_class, resample):
+    batch = make(collator_class, processor, tokenizer_resample=resample)(RECORDS)
+    pictures = [Image.open(io.BytesIO(record["image"]["bytes"])) for record in RECORDS]
+    assert torch.equal(batch["pixel_values"], processor(images=pictures)["pixel_values"])
+    views = [make_tokenizer_view(picture, SIDE, resample) for picture in pictures]
+    assert torch.equal(batch["tokenizer_pixel_values"], torch.stack(views))
+
+
+def test_pictures_are_resized_once_for_two_equal_views(processor, monkeypatch):
+    sizes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda image, *rest, **more: (sizes.append(image.size), resize(image, *rest, **more))[1]
+    )
+    for resample, number in (("bicubic", 1), ("lanczos", 2)):
+        sizes.clear()
+        make(MaskedImageCollator, processor, tokenizer_resample=resample)(RECORDS[:1])
+        assert sizes.count((48, 40)) == number
 
 
 def test_views_of_other_sizes_show_the_same(processor):
