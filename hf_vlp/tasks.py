@@ -96,7 +96,7 @@ TASKS: dict[str, Task] = {
             collator="hf_vlp.data.masked_collators:JointPreTrainingCollator",
             collator_options=(
                 *(*_TEXT_OPTIONS, "mask_probability", "whole_word"),
-                *("pair_mask_probability", "mask_pair_sides", *_PATCH_OPTIONS, "image_augment"),
+                *("pair_mask_probability", "mask_pair_sides", *_PATCH_OPTIONS, "image_augment", "draw_windows"),
             ),
             collator_config=("window_size",),
             batches={"whole_word": False},
@@ -120,7 +120,7 @@ TASKS: dict[str, Task] = {
             head="ForMaskedLM",
             auto_class="AutoModelForMaskedLM",
             collator="hf_vlp.data.task_collators:MaskedLanguageCollator",
-            collator_options=_MASKING_OPTIONS,
+            collator_options=(*_MASKING_OPTIONS, "draw_windows"),
             evaluate="hf_vlp.evaluation_tasks:evaluate_masked_language",
             score="mlm_accuracy",
             record_type="texts",

@@ -292,6 +292,7 @@ class JointPreTrainingCollator:
         processor: of the model.
         window_size: patches along a side of the picture, `window_size` of the model's configuration.
         max_length, pad_to_multiple_of: of all texts.
+        draw_windows: of texts alone, see `MaskedLanguageCollator`; those of pairs are cut.
         mask_probability, pair_mask_probability: share of the word pieces that is hidden in texts and in pairs, an
             exact number of them: max(1, round(share * pieces)).
         whole_word: hide whole words, not single pieces.
@@ -313,6 +314,7 @@ class JointPreTrainingCollator:
         window_size: int,
         max_length: int = 40,
         pad_to_multiple_of: int | None = 8,
+        draw_windows: bool = False,
         mask_probability: float = 0.15,
         pair_mask_probability: float = 0.5,
         whole_word: bool = False,
@@ -350,7 +352,11 @@ class JointPreTrainingCollator:
                 **{**text, **picture},
             ),
             "text": _MaskedTextCollator(
-                processor, mask_probability=mask_probability, bad_samples=policies["text"], **text
+                processor,
+                draw_windows=draw_windows,
+                mask_probability=mask_probability,
+                bad_samples=policies["text"],
+                **text,
             ),
             "image": MaskedImageCollator(processor, augment=image_augment, bad_samples=policies["image"], **picture),
         }

@@ -16,7 +16,8 @@ collator                 columns of a record                        batch, besid
 ======================== ========================================== ==============================================
 
 The processor is called as `processor(images=, text=, padding=, truncation=True, max_length=, pad_to_multiple_of=,
-return_tensors="pt")`, once a batch. A record with several texts gets one of them, drawn.
+return_tensors="pt")`, once a batch. A record with several texts gets one of them, drawn. Texts beyond `max_length` are
+cut at their end; `MaskedLanguageCollator` can draw a part of them instead.
 
 A batch without any good record is one row of white pictures with the text "a" and labels of -100 throughout. Models
 must take -100 for "nothing to learn", in rows of soft labels as well, and give the loss 0 for such a batch. (The
@@ -36,6 +37,7 @@ from PIL import Image
 from hf_vlp.data.answers import AnswerVocabulary, soft_scores
 from hf_vlp.data.collators import TEXT_COLUMNS, TrainingCollator, record_name
 from hf_vlp.data.masking import BUDGETS, WordPieces, draw_noise, mask_tokens, mask_whole_words
+from hf_vlp.data.tokenization import text_windows
 from hf_vlp.metrics.vqa import human_answers, normalize_answer
 
 __all__ = [
@@ -234,15 +236,31 @@ class MaskingCollator(TaskCollator):
 class MaskedLanguageCollator(MaskingCollator):
     """Texts with hidden words (VLMo's stage 2): `input_ids` (masked), `attention_mask`, `labels` (-100: not hidden).
 
-    Pictures that the records hold are not looked at; texts beyond `max_length` are cut.
+    Pictures that the records hold are not looked at.
 
     Args:
         processor: a processor, or a BERT tokenizer alone.
+        draw_windows: of a text beyond `max_length`, take one of the parts that it is divided into between words (see
+            `text_windows`), drawn as everything is: over the epochs all of it is seen, each part as often. False
+            takes its beginning.
         mask_probability, whole_word, mask_budget: share and kind of what is hidden: whole words by default;
             `mask_budget="padded_length"` reproduces the original's count, see `mask_whole_words`.
     """
 
     num_images = 0
+
+    def __init__(self, processor, *, draw_windows: bool = False, **options):
+        super().__init__(processor, **options)
+        self.draw_windows = draw_windows
+
+    def _row(self, record):
+        row = super()._row(record)
+        if row is None or not self.draw_windows:
+            return row
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        windows = text_windows(tokenizer, row.text, self.max_length - tokenizer.num_special_tokens_to_add())
+        # No draw where there is no choice: what is hidden of a short text is the same with and without.
+        return row._replace(text=row.generator.choice(windows)) if len(windows) > 1 else row
 
     def _images(self, record):
         return []

@@ -1,4 +1,4 @@
-"""Tokenizers for models that are trained from nothing: GPT-2's and BERT's kind."""
+"""Tokenizers for models that are trained from nothing, GPT-2's and BERT's kind; texts in parts that fit a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import BertTokenizer, GPT2Tokenizer
 
-__all__ = ["BERT_SPECIAL_TOKENS", "END_OF_TEXT", "train_bert_tokenizer", "train_gpt2_tokenizer"]
+__all__ = ["BERT_SPECIAL_TOKENS", "END_OF_TEXT", "text_windows", "train_bert_tokenizer", "train_gpt2_tokenizer"]
 
 END_OF_TEXT = "<|endoftext|>"
 NUM_BYTES = 256
@@ -126,6 +126,27 @@ def train_gpt2_tokenizer(texts: Iterable[str], vocab_size: int) -> GPT2Tokenizer
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
     )
+
+
+def text_windows(tokenizer, text: str, max_tokens: int) -> list[str]:
+    """The text in consecutive parts of at most `max_tokens` tokens, special ones not counted, divided between words.
+
+    Each part is filled with as many words as fit. A word with more tokens than that is a part of its own; so is the
+    whole text where the tokenizer cannot tell words and their places (one that is written in Python).
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        return [text]
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    words, places = encoding.word_ids(), encoding["offset_mapping"]
+    starts, part, word = [0], 0, 0  # where parts start in the text; tokens that the last part and word begin with
+    for token in range(1, len(words) + 1):
+        if token < len(words) and words[token] == words[token - 1]:
+            continue
+        if token - part > max_tokens and word > part:
+            part = word
+            starts.append(places[part][0])
+        word = token
+    return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)])]
 
 
 def _checked(texts: Iterable[str]) -> Iterator[str]:

@@ -133,6 +133,11 @@ class BatchArguments:
     """How records become batches."""
 
     max_length: int = setting(40, "Tokens of a text at most, begin and end included; longer ones are cut.")
+    draw_windows: bool = setting(
+        True,
+        "Masked language modelling trains on a part of each text beyond max_length, another one each time; false: on "
+        "its beginning, as the original VLMo does.",
+    )
     pad_to_multiple_of: int | None = setting(8, "Batches are padded to the longest text, rounded up to this.")
     pad_to_max_length: bool = setting(False, "Pad every batch to max_length, as the original VLMo does.")
     mask_probability: float = setting(0.15, "Share of the word pieces that masked language modelling hides.")

@@ -1,13 +1,14 @@
 """`hf_vlp.data.task_collators`.
 
 Covers: keys, shapes and contents of the batches of each collator; padding; which texts are drawn; masking with both
-budgets and of single pieces; soft labels from each form of answers; labels of statements in each form, names that
-differ in case alone; columns kept aside; reproducibility of all draws over batches, order and epochs; bad records,
-whole bad batches, mistakes of the configuration; working with several processes of a DataLoader.
+budgets and of single pieces; parts of long texts; soft labels from each form of answers; labels of statements in each
+form, names that differ in case alone; columns kept aside; reproducibility of all draws over batches, order and epochs;
+bad records, whole bad batches, mistakes of the configuration; working with several processes of a DataLoader.
 """
 
 import io
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 from hf_vlp.data.answers import AnswerVocabulary
 from hf_vlp.data.augment import VlmoTraining
 from hf_vlp.data.collators import BadSampleError, BadSamplePolicy
+from hf_vlp.data.masked_collators import JointPreTrainingCollator
 from hf_vlp.data.scenes import answer_vocabulary, make_questions, make_scenes, make_statement_pairs
 from hf_vlp.data.task_collators import (
     ImageTextCollator,
@@ -28,6 +30,8 @@ from hf_vlp.data.task_collators import (
 )
 from hf_vlp.data.tokenization import train_bert_tokenizer
 from hf_vlp.models.mome.processing_mome import MomeImageProcessorPil, MomeProcessor
+from hf_vlp.pretraining.arguments import parse_arguments
+from hf_vlp.pretraining.build import make_collator
 
 COLOURS = ["red", "green", "blue", "black", "white", "pink", "grey", "brown"]
 SIDE = 16
@@ -186,6 +190,54 @@ def test_share_of_hidden_pieces_can_be_set_and_single_pieces_hidden(processor):
     hidden = batch["labels"] != -100
     continues = collator.pieces.continues[torch.where(hidden, batch["labels"], batch["input_ids"])]
     assert (hidden[:, 1:] != hidden[:, :-1])[continues[:, 1:]].any()
+
+
+LONG_TEXT = " ".join(f"{colour} {number}" for number in range(10) for colour in COLOURS[:3])
+
+
+@pytest.fixture(scope="module")
+def long_processor():
+    return MomeProcessor(MomeImageProcessorPil(size=SIDE), train_bert_tokenizer([LONG_TEXT], 120))
+
+
+def parts_of_long_text(collator, processor, epochs=60) -> list[str]:
+    """What each epoch sees of it."""
+    is_joint, seen = isinstance(collator, JointPreTrainingCollator), []
+    for epoch in range(epochs):
+        collator.set_epoch(epoch)
+        batch = collator([{"text": {"text": LONG_TEXT}} if is_joint else {"text": LONG_TEXT}])
+        ids, labels = (batch[f"text_{name}" if is_joint else name] for name in ("input_ids", "labels"))
+        seen += texts_of(processor, {"input_ids": torch.where(labels != -100, labels, ids)})
+    assert all(part in LONG_TEXT for part in seen)
+    return seen
+
+
+def test_every_part_of_a_long_text_is_seen_over_the_epochs(long_processor):
+    collator = MaskedLanguageCollator(long_processor, max_length=12, draw_windows=True)
+    seen = parts_of_long_text(collator, long_processor)
+    assert " ".join(sorted(set(seen), key=LONG_TEXT.index)) == LONG_TEXT
+    assert parts_of_long_text(collator, long_processor) == seen
+
+
+def test_windows_change_nothing_for_texts_that_fit(processor):
+    for given in (processor, processor.tokenizer):
+        plain, windows = (MaskedLanguageCollator(given, draw_windows=draws) for draws in (False, True))
+        for collator in (plain, windows):
+            collator.set_epoch(0)
+        expected, batch = plain(RECORDS), windows(RECORDS)
+        assert all(torch.equal(batch[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("task", ["masked_language", "joint_pretraining"])
+def test_training_draws_parts_of_long_texts_and_evaluation_takes_their_beginning(long_processor, task):
+    run = parse_arguments({"task": task, "batches": {"max_length": 12}, "training": {"output_dir": "unused"}})
+    model = SimpleNamespace(config=SimpleNamespace(window_size=2))
+    training, evaluation = (
+        set(parts_of_long_text(make_collator(run, long_processor, model, training=training), long_processor, 12))
+        for training in (True, False)
+    )
+    assert len(training) > 3
+    assert evaluation == {" ".join(LONG_TEXT.split()[:10])}
 
 
 @pytest.mark.parametrize("options", [{"mask_budget": "words"}, {"mask_probability": 0}])

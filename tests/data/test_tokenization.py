@@ -3,13 +3,15 @@
 Covers, for `train_gpt2_tokenizer`: lossless encoding of any text, one special token with the last id, determinism
 whatever the order of the texts, merges that are really learnt, save and load, generators as input, and each refused
 input. For `train_bert_tokenizer`: the special tokens and their places, lower case, pieces within words, characters
-that find no room, the same vocabulary in every process, save and load, and each refused input.
+that find no room, the same vocabulary in every process, save and load, and each refused input. For `text_windows`: all
+tokens in parts of words, what cannot be divided.
 """
 
 import json
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer
@@ -17,6 +19,7 @@ from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer
 from hf_vlp.data.tokenization import (
     BERT_SPECIAL_TOKENS,
     END_OF_TEXT,
+    text_windows,
     train_bert_tokenizer,
     train_gpt2_tokenizer,
 )
@@ -178,3 +181,27 @@ def test_saved_bert_tokenizer_is_loaded_equal(bert, tmp_path):
 def test_bad_input_of_bert_is_refused_with_the_reason(texts, vocab_size, error, words):
     with pytest.raises(error, match=words):
         train_bert_tokenizer(texts, vocab_size)
+
+
+# Texts in parts
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 3, 5, 8, 1000])
+def test_parts_hold_all_tokens_of_a_text_and_begin_with_words(bert, max_tokens):
+    text = "A dog runs, unbelievably fast; \u4e00\u53ea\u72d7! Caf\u00e9s re-open at 10:30 o'clock"
+    parts = text_windows(bert, text, max_tokens)
+    assert "".join(parts) == text
+    pieces = [bert.tokenize(part) for part in parts]
+    assert [piece for part in pieces for piece in part] == bert.tokenize(text)
+    for part, after in zip(pieces, [*pieces[1:], None]):
+        assert not part[0].startswith("##")
+        begins = [place for place, piece in enumerate(part) if not piece.startswith("##")]
+        assert len(part) <= max_tokens or len(begins) == 1
+        if after is not None:  # the next word would not have fitted
+            word = next((place for place, piece in enumerate(after) if place and piece[:2] != "##"), len(after))
+            assert len(part) + word > max_tokens
+
+
+def test_a_text_without_words_and_one_of_a_tokenizer_without_places_stay_whole(bert):
+    assert text_windows(bert, "", 5) == [""]
+    assert text_windows(SimpleNamespace(is_fast=False), "a dog " * 100, 5) == ["a dog " * 100]
