@@ -296,7 +296,7 @@ def test_cards_of_vl_beit_tell_that_nothing_of_the_paper_was_released_and_what_w
 def test_card_of_a_tokenizer_names_no_source_of_the_published_figure_but_its_file():
     text = str(make_card(tiny_vlmo.make_model("VlBeitVqkdTokenizer")))
     assert "| vqkd_encoder_base_decoder_3x768x12_clip (published) | 97 |" in text
-    assert "the published figure (in per cent), on data that are not known here. **Not** measured on this" in text
+    assert "the published figure (in per cent), on data the source does not name. **Not** measured on this" in text
     assert "paper (" not in text
     evaluation = Evaluation("imagenet", "validation", {"codes_used": 0.5})
     card = make_card(tiny_vlmo.make_model("VlBeitVqkdTokenizer"), evaluations=[evaluation])
