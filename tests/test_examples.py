@@ -1,13 +1,14 @@
 """Everything under `examples/`: configurations and scripts.
 
-Covers: each YAML opens with command, hardware, time and score, and trains one step with a tiny model on scenes, every
-other setting being its own; scripts run, and stay short.
+Covers: each YAML opens with command, hardware, time and score; those of VC-GPT train one step with a tiny model on
+scenes, every other setting being their own; scripts run, and stay short.
 """
 
 import json
 import re
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_configuration_opens_with_what_to_expect(config):
     assert config.name in command
 
 
-# Those of VLMo train their step in tests/training/test_vlmo_recipes.py.
+# Those of VLMo and VL-BEiT train their step in tests/training/test_vlmo_recipes.py and test_vl_beit_recipes.py.
 @pytest.mark.parametrize("config", [path for path in CONFIGS if "vc_gpt" in path.name], ids=lambda path: path.stem)
 def test_configuration_trains_a_step(config, model, tmp_path):
     from hf_vlp.pretraining.arguments import read_yaml
@@ -136,9 +137,9 @@ def test_finetune_lora_saves_adapters_and_a_merged_model(model, folder, tmp_path
 
 @pytest.fixture(scope="module")
 def vlmo(tmp_path_factory):
-    """Repositories of tiny VLMo models: name of the class -> folder."""
+    """Repositories of tiny models of VLMo and VL-BEiT: name of the class -> folder."""
     root = tmp_path_factory.mktemp("vlmo")
-    names = ("VlmoModel", "VlmoForPreTraining", "VlmoForImageTextRetrieval")
+    names = ("VlmoModel", "VlmoForPreTraining", "VlmoForImageTextRetrieval", "VlBeitForPreTraining")
     return {
         name: save_repository(root / name, model=make_vlmo(name), processor=make_vlmo_processor()) for name in names
     }
@@ -164,16 +165,17 @@ def test_extract_features_writes_a_row_per_picture(name, key, vlmo, folder, tmp_
         torch.testing.assert_close(features[key].norm(dim=1), torch.ones(6))
 
 
-def test_finetune_questions_saves_a_model_that_answers(vlmo, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ("VlmoForPreTraining", "VlBeitForPreTraining"))
+def test_finetune_questions_saves_a_model_that_answers(name, vlmo, tmp_path, monkeypatch, capsys):
     from hf_vlp.data import sources
 
     load_records = sources.load_records
 
     def load_few(arguments, split):
-        return load_records(arguments, split).select(range(8))
+        return load_records(replace(arguments, num_scenes=8, num_eval_scenes=8), split).select(range(8))
 
     monkeypatch.setattr(sources, "load_records", load_few)
-    run_script("finetune_questions", vlmo["VlmoForPreTraining"], "scenes", tmp_path, "2", monkeypatch=monkeypatch)
+    run_script("finetune_questions", vlmo[name], "scenes", tmp_path, "2", monkeypatch=monkeypatch)
     assert "exact_match" in capsys.readouterr().out
     answerer = hf_vlp.pipeline("visual-question-answering", model=str(tmp_path))
     (answer,) = answerer(image=make_picture(), question="what is it?", top_k=1)

@@ -1,9 +1,10 @@
-"""Fine-tune VLMo on own questions in plain Python: answer vocabulary, soft labels, a larger rate for the new head.
+"""Fine-tune VLMo or VL-BEiT on own questions in plain Python: answer vocabulary, soft labels, a faster new head.
 
     python examples/scripts/finetune_questions.py MODEL DATA OUTPUT [MAX_STEPS]
 
 DATA is `scenes`, or files with the columns image, question and answers (or lists of questions and answers to each
-picture). MODEL is any VLMo checkpoint, such as one of stage 3. The same from a YAML: `vlmo_base_vqa_v2.yaml`.
+picture). MODEL is any checkpoint of the two, such as one of pre-training. The same from a YAML:
+`vlmo_base_vqa_v2.yaml`, `vl_beit_base_vqa_v2.yaml`.
 """
 
 import sys
