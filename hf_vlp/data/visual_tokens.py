@@ -325,8 +325,10 @@ def _images(records, first: int, end: int) -> Iterator[Any]:
         records = records.select_columns("image")
         if isinstance((records.features or {}).get("image"), datasets.Image):
             records = records.cast_column("image", datasets.Image(decode=False))
-    records = records.select(range(first, end)) if hasattr(records, "select") else records[first:end]
-    for record in records:
+        share = records.select(range(first, end))  # read in larger pieces than one by one
+    else:
+        share = (records[index] for index in range(first, end))
+    for record in share:
         if "image" not in record:
             raise ValueError(f"The record has no 'image', only {sorted(record)}.")
         yield record["image"]
