@@ -1,6 +1,6 @@
 """From records to batches: decode, drop what is bad and say so, choose captions, pad.
 
-Here are the parts that all collators share and the collators of captioning; `task_collators` has those of other tasks.
+Here are the parts that all collators share and the collator of captioning; `task_collators` has those of other tasks.
 
 A record is a dict with `image` (anything `load_image` reads) and `captions` (a list of strings; `text`, a string or a
 list, is accepted as well). Collators are called with a list of records, as `DataLoader` and `Trainer` do. The trainer
@@ -40,7 +40,6 @@ __all__ = [
     "BadSampleError",
     "BadSamplePolicy",
     "CaptionCollator",
-    "ImageCollator",
     "TrainingCollator",
     "record_captions",
     "record_id",
@@ -396,49 +395,3 @@ class CaptionCollator(TrainingCollator):
         tokens = self._tokens(["a"] * rows)
         tokens["labels"] = torch.full_like(tokens["labels"], -100)
         return {"pixel_values": self._pixel_values([Image.new("RGB", (64, 64), "white")]), **tokens}
-
-
-class ImageCollator(_Collator):
-    """Batches for generation and evaluation.
-
-    Returns `pixel_values` (images, 3, H, W) and two lists of the same length: `ids`, the value of `id_column`
-    (by default what `record_id` finds), and `references`, the usable captions of each record (an empty list when it
-    has none: pictures without captions can still be captioned). Bad pictures are dropped with their ids and
-    references; when all are bad the lists are empty and `pixel_values` has no rows, so check `len(batch["ids"])`
-    before running the model.
-    """
-
-    def __init__(
-        self,
-        processor,
-        *,
-        id_column: str | None = None,
-        bad_samples: BadSamplePolicy | None = None,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
-        size_hint: int | None = None,
-    ):
-        super().__init__(processor, bad_samples=bad_samples, max_pixels=max_pixels, size_hint=size_hint)
-        self.id_column = id_column
-
-    def __call__(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        images, references, ids = [], [], []
-        for record in records:
-            image = self._image(record)
-            if image is None:
-                continue
-            self.bad_samples.good()
-            images.append(image)
-            references.append(record_captions(record) if "captions" in record or "text" in record else [])
-            ids.append(self._id(record))
-        if images:
-            pixel_values = self._pixel_values(images)
-        else:
-            pixel_values = self._pixel_values([Image.new("RGB", (64, 64))])[:0]
-        return {"pixel_values": pixel_values, "references": references, "ids": ids}
-
-    def _id(self, record: dict[str, Any]):
-        if self.id_column is not None:
-            if self.id_column not in record:
-                raise ValueError(f"The record has no id column {self.id_column!r}, only {sorted(record)}.")
-            return record[self.id_column]
-        return record_id(record)

@@ -1,8 +1,8 @@
 """`hf_vlp.data.collators`.
 
 Covers: batches of `CaptionCollator` (keys, shapes, padding, rows per picture, which captions are drawn), the
-reproducibility of its draws over order, workers and epochs, augmentation, `ImageCollator`, and the policy for bad
-samples: counts, log lines, budgets, whole bad batches, counts over the workers of a DataLoader.
+reproducibility of its draws over order, workers and epochs, augmentation, pixels, and the policy for bad samples:
+counts, log lines, budgets, whole bad batches, counts over the workers of a DataLoader.
 """
 
 import copy
@@ -21,7 +21,6 @@ from hf_vlp.data.collators import (
     BadSampleError,
     BadSamplePolicy,
     CaptionCollator,
-    ImageCollator,
     record_captions,
 )
 from hf_vlp.data.tokenization import train_gpt2_tokenizer
@@ -386,44 +385,14 @@ def test_copied_collator_gives_the_same_batches(processor):
     assert torch.equal(copy.deepcopy(collator)(records)["input_ids"], collator(records)["input_ids"])
 
 
-# ImageCollator
-
-
-def test_image_collator_gives_pictures_references_and_ids(processor):
-    policy = BadSamplePolicy()
-    records = [make_record(0, 2), BAD_IMAGE, make_record(2, 3)]
-    batch = ImageCollator(processor, bad_samples=policy)(records)
-    assert batch["pixel_values"].shape == (2, 3, 16, 16)
-    assert batch["ids"] == [0, 2]
-    assert batch["references"] == [records[0]["captions"], records[2]["captions"]]
-    assert policy.counts["image"] == 1
-
-
-def test_image_collator_accepts_pictures_without_captions_and_a_chosen_id(processor):
-    records = [{"image": picture(), "name": "a"}, {"image": picture(), "name": "b", "captions": [""]}]
-    batch = ImageCollator(processor, id_column="name")(records)
-    assert batch["ids"] == ["a", "b"]
-    assert batch["references"] == [[], []]
-    assert ImageCollator(processor)(records)["ids"] == [None, None]
-    assert ImageCollator(processor)([{"image": {"bytes": picture(), "path": "a.png"}}])["ids"] == ["a.png"]
-    with pytest.raises(ValueError, match=r"no id column 'key', only \['image', 'name'\]"):
-        ImageCollator(processor, id_column="key")(records)
-
-
-def test_image_collator_returns_an_empty_batch_when_all_are_bad(processor):
-    batch = ImageCollator(processor)([BAD_IMAGE, BAD_IMAGE])
-    assert batch["pixel_values"].shape == (0, 3, 16, 16)
-    assert batch["ids"] == batch["references"] == []
-
-
 def test_too_large_pictures_are_bad_samples(processor):
     policy = BadSamplePolicy()
-    batch = ImageCollator(processor, bad_samples=policy, max_pixels=100)([make_record(0)])
-    assert batch["ids"] == []
+    batch = CaptionCollator(processor, bad_samples=policy, max_pixels=100)([make_record(0)])
+    assert (batch["labels"] == -100).all()
     assert policy.counts["image"] == 1
 
 
 def test_pixels_equal_those_of_the_processor(processor):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
-    batch = ImageCollator(processor)([{"image": image}])
+    batch = CaptionCollator(processor)([{**make_record(0), "image": image}])
     assert torch.equal(batch["pixel_values"], processor(images=image)["pixel_values"])

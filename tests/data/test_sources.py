@@ -659,7 +659,8 @@ def test_shards_are_shared_among_workers(tmp_path, arguments):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_broken_picture_passes_the_source_and_is_counted_by_the_collator(streaming, tmp_path, arguments):
-    from hf_vlp.data.collators import BadSamplePolicy, ImageCollator
+    from hf_vlp.data.collators import BadSamplePolicy
+    from hf_vlp.pretraining.visual_tokens import PictureCollator
 
     class Processor:
         def __call__(self, images, return_tensors):
@@ -672,9 +673,9 @@ def test_broken_picture_passes_the_source_and_is_counted_by_the_collator(streami
     (source / "train" / "4.png").write_bytes(b"")
     policy = BadSamplePolicy()
     records = list(load_records(arguments(source), streaming=streaming))
-    batch = ImageCollator(Processor(), bad_samples=policy)(records)
+    batch = PictureCollator(Processor(), bad_samples=policy)(records)
     assert policy.counts["image"] == 2
-    assert len(batch["ids"]) == NUMBER - 2
+    assert len(batch["pixel_values"]) == NUMBER - 2
 
 
 # Arguments

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 from transformers import CLIPImageProcessorPil
 
-from hf_vlp.data.collators import BadSamplePolicy, CaptionCollator, ImageCollator
+from hf_vlp.data.collators import BadSamplePolicy, CaptionCollator, record_captions
 from hf_vlp.data.sources import DataArguments, load_records
 from hf_vlp.data.tokenization import train_gpt2_tokenizer
 from hf_vlp.models.vc_gpt.processing_vc_gpt import VcGptProcessor
@@ -64,10 +64,10 @@ def test_every_photograph_is_decoded_and_none_is_bad(folder, split, prefix, argu
     policy = BadSamplePolicy("raise")
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     processor = VcGptProcessor(image_processor, train_gpt2_tokenizer(["a dog"], 257))
-    collator = ImageCollator(processor, bad_samples=policy)
-    batches = [collator([records[i] for i in range(s, min(s + 32, len(records)))]) for s in range(0, len(records), 32)]
-    assert sum(len(batch["ids"]) for batch in batches) == len(records) == policy.counts["seen"]
-    assert [reference for batch in batches for reference in batch["references"]] == [
+    collator = CaptionCollator(processor, bad_samples=policy)
+    rows = [[records[i] for i in range(s, min(s + 32, len(records)))] for s in range(0, len(records), 32)]
+    assert sum(len(collator(chunk)["pixel_values"]) for chunk in rows) == len(records) == policy.counts["seen"]
+    assert [record_captions(record) for chunk in rows for record in chunk] == [
         [" ".join(text.split()) for text in captions] for captions in records["captions"]
     ]
 
