@@ -81,8 +81,11 @@ def train(
 
     run = arguments if isinstance(arguments, RunArguments) else parse_arguments(arguments, flags)
     model = processor = previous = None
+    is_retrained = False
     results: dict[str, dict] = {}
-    finished = {stage.stage: load_finished_stage(stage) for stage in run.stages()}
+    finished: dict[str | None, dict | None] = {}
+    for stage in run.stages():  # behind one that is not finished, the others are of an earlier run
+        finished[stage.stage] = None if None in finished.values() else load_finished_stage(stage)
     # Those of a last stage must not be found missing after hours of the first.
     splits = {stage.stage: open_splits(stage) for stage in run.stages() if finished[stage.stage] is None}
     for stage in run.stages():
@@ -90,7 +93,7 @@ def train(
             stage.model = _start_from_stage(stage.model, previous)
             model = processor = None
         previous = stage
-        trained = load_trained_stage(stage)
+        trained = None if is_retrained else load_trained_stage(stage)
         if finished[stage.stage] is not None or trained is not None:
             own = dataclasses.replace(_start_from_stage(stage.model, stage), config={})
             model, processor = start_model(own, (), task=stage.task)[:2]
@@ -114,7 +117,7 @@ def train(
                 show=show,
             )
         else:
-            texts = iterate_run_texts(run)
+            is_retrained, texts = True, iterate_run_texts(run)
             model, processor, metrics = train_stage(
                 stage, model, processor, texts=texts, splits=splits[stage.stage], show=show
             )
@@ -248,7 +251,8 @@ def train_stage(
         stage, model, processor, records, splits=splits, visual_tokenizer=visual_tokenizer, show=show
     )
     if PartialState().is_main_process:
-        (Path(stage.training.output_dir) / TRAINED_NAME).unlink(missing_ok=True)  # of an earlier run
+        for name in (METRICS_NAME, TRAINED_NAME):  # of an earlier run
+            (Path(stage.training.output_dir) / name).unlink(missing_ok=True)
     outcome = trainer.train(resume_from_checkpoint=find_checkpoint(stage, show))
     if use_cache is not None:
         model.config.use_cache = use_cache  # Trainer switches it off, and it would be saved so
@@ -333,8 +337,7 @@ def _evaluation_options(stage: RunArguments, *, baselines: bool, visual_tokenize
     values = {name.name: getattr(stage.evaluation, name.name) for name in dataclasses.fields(stage.evaluation)}
     values |= {name: getattr(stage.batches, name) for name in get_task(stage.task).collator_options}
     values |= {"seed": stage.training.seed, "progress": baselines, "visual_tokenizer": visual_tokenizer}
-    if not baselines:
-        values |= {"shuffled_pictures": False}
+    values |= {"bad_samples": make_bad_sample_policy(stage.batches)} if baselines else {"shuffled_pictures": False}
     known = inspect.signature(get_task(stage.task).load("evaluate")).parameters
     return {name: value for name, value in values.items() if name in known}
 
@@ -402,7 +405,6 @@ def save(stage: RunArguments, model, processor, metrics: dict):
             save_adapter(model, directory / "adapter")
         model, has_adapters = merge_lora(model), False
     if state.is_main_process:
-        (directory / METRICS_NAME).unlink(missing_ok=True)  # of the weights that are now replaced
         files = {SETTINGS_NAME: yaml.safe_dump(without_folders(stage.settings), sort_keys=False)}
         if not has_adapters:  # those are not loaded as the start of a stage
             files[TRAINED_NAME] = metrics

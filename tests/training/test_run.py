@@ -14,11 +14,12 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
+from hf_vlp.data.collators import BadSampleError
 from hf_vlp.pretraining import run as run_module
 from hf_vlp.pretraining.arguments import ModelArguments, parse_arguments
 from hf_vlp.pretraining.build import freeze_towers, make_config, start_model
 from hf_vlp.pretraining.run import train, without_folders
-from tests.training.tiny import different, make_model, make_processor, parameters_of
+from tests.training.tiny import different, make_model, make_processor, make_records, parameters_of
 
 CONFIG = {
     "vision_config": {
@@ -177,6 +178,34 @@ def test_a_failed_evaluation_leaves_the_weights_and_is_made_up_for(name, tmp_pat
     assert "validation" in (folder / "README.md").read_text()
     assert not (folder / "trained.json").exists()
     assert different(before, parameters_of(AutoModelForImageTextToText.from_pretrained(tmp_path))) == []
+
+
+def test_stages_behind_one_that_is_trained_again_are_not_finished(staged_settings, tmp_path, monkeypatch):
+    for name, file in (("cross_entropy", "old.json"), ("scst", "metrics.json"), ("scst", "trained.json")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / file).write_text("{}")
+    stages = []
+    monkeypatch.setattr(
+        run_module, "train_stage", lambda stage, *rest, **options: stages.append(stage.stage) or (None, None, {})
+    )
+    for name in ("save", "write_results"):
+        monkeypatch.setattr(run_module, name, lambda *rest: None)
+    train(staged_settings, {"resume_from_checkpoint": "true"})
+    assert stages == ["cross_entropy", "scst"]
+
+
+def test_the_budget_of_bad_samples_counts_in_the_final_evaluation_too(tmp_path):
+    rows = []
+    for index in range(4):
+        make_records(4)[index]["image"].save(tmp_path / f"{index}.png")
+        rows.append({"image": f"{index}.png", "captions": ["a red square", "one red picture"]})
+    for split, bad in (("train", []), ("validation", [{"image": "none.png", "captions": ["a red square"]}])):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows + bad)))
+    settings = make_settings(tmp_path / "run", batches={"bad_samples": "raise"}, training={"max_steps": 1})
+    settings["data"] = {"source": str(tmp_path), "dataset_cache": str(tmp_path / "cache")}
+    with pytest.raises(BadSampleError, match=r"none\.png"):
+        train(settings)
+    assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
 def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path):
