@@ -238,14 +238,14 @@ def evaluate(
     options = {name: value for name, value in options.items() if name in known}
     _hide_loading_bars()
     records = first_records(load_records(protocol.data, split), max_records)
+    load = load_captioner if chosen.name == "captioning" else partial(load_model_and_processor, chosen)
+    loaded, processor = load(model, device=device)
     training_records = None
     if learns_constant:
         try:
             training_records = load_records(protocol.data, "train")
         except ValueError as error:
             typer.echo(f"No constant baseline: {' '.join(str(error).split())}", err=True)
-    load = load_captioner if chosen.name == "captioning" else partial(load_model_and_processor, chosen)
-    loaded, processor = load(model, device=device)
     with tempfile.TemporaryDirectory() as folder:
         predictions = report or Path(folder) / "predictions.json"
         options |= {"training_records": training_records, "predictions_path": predictions}
