@@ -1,11 +1,12 @@
-"""Settings: YAML with sections, flags, unknown keys with their neighbour, types, renamed arguments, stages."""
+"""Settings: YAML with sections, flags, unknown keys with their neighbour, types, renamed arguments, stages, and what an
+evaluation takes of them."""
 
 import dataclasses
 
 import pytest
 from transformers import TrainingArguments
 
-from hf_vlp.pretraining.arguments import SECTIONS, describe_arguments, parse_arguments, read_yaml
+from hf_vlp.pretraining.arguments import SECTIONS, describe_arguments, parse_arguments, parse_protocol, read_yaml
 
 
 def write(path, text: str):
@@ -212,3 +213,21 @@ def test_every_setting_has_a_help_text():
     for name in SECTIONS:
         assert f"{name}:" in text
     assert ": \n" not in text + "\n"
+
+
+def test_an_evaluation_takes_data_batches_and_what_is_said_of_measuring():
+    content = {
+        "task": "semantic_segmentation",
+        "data": {"source": "scenes", "streaming": True},  # could not be trained without max_steps
+        "evaluation": {"sliding_window": {"shortest_edge": 64}, "batch_size": 4},
+        "training": {"seed": 3},
+        "stages": [{"name": "a", "task": "joint_pretraining", "batches": {"mask_probability": 0.3}}],
+    }
+    protocol = parse_protocol(content, ["--evaluation.batch_size", "8"], task="semantic_segmentation")
+    assert protocol.evaluation == {"sliding_window": {"shortest_edge": 64}, "batch_size": 8}
+    assert (protocol.data.record_type, protocol.data.streaming, protocol.seed) == ("segmentation", True, 3)
+    protocol = parse_protocol(content, task="joint_pretraining")
+    assert (protocol.batches.mask_probability, protocol.batches.whole_word) == (0.3, False)
+    assert parse_protocol({"data": {}}, task="captioning").seed is None
+    with pytest.raises(ValueError, match=r"joint_pretraining alone, not by captioning"):
+        parse_protocol({"data": {"images": {"source": "scenes"}}}, task="captioning")
