@@ -1,5 +1,5 @@
-"""Settings: YAML with sections, flags, unknown keys with their neighbour, types, renamed arguments, stages, and what an
-evaluation takes of them."""
+"""Settings: YAML with sections, flags, unknown keys with their neighbour, types, renamed arguments, stages, and what
+an evaluation takes of them."""
 
 import dataclasses
 
