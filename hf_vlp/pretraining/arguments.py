@@ -147,7 +147,9 @@ class BatchArguments:
         "of this package.",
     )
     mask_budget: Literal["tokens", "padded_length"] = setting(
-        "tokens", "What the share is of: the pieces of a text, or (as in the original) its padded length."
+        "tokens",
+        "What the share is of: the pieces of a text (for VL-BEiT a decision of this package), or its padded length, as "
+        "in the original VLMo.",
     )
     pair_mask_probability: float = setting(0.5, "joint_pretraining: share of the word pieces of pairs that is hidden.")
     mask_pair_sides: Literal["both", "text", "image", "alternate"] = setting(
