@@ -148,7 +148,7 @@ class BatchArguments:
     )
     mask_budget: Literal["tokens", "padded_length"] = setting(
         "tokens",
-        "What the share is of: the pieces of a text (for VL-BEiT a decision of this package), or its padded length, as "
+        "What the share is of: the pieces of a text (a decision of this package for VL-BEiT), or its padded length as "
         "in the original VLMo.",
     )
     pair_mask_probability: float = setting(0.5, "joint_pretraining: share of the word pieces of pairs that is hidden.")
