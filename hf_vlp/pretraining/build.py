@@ -268,7 +268,7 @@ def _start_from_other(settings: ModelArguments, model_class: type, values: dict)
     taken = {name for name, _ in base.named_parameters()} - set(info["missing_keys"])
     prefix = f"{model.base_model_prefix}."
     fresh = tuple(name for name, _ in model.named_parameters() if name.removeprefix(prefix) not in taken)
-    return Start(model, None, sources=(str(path),), fresh=fresh)
+    return Start(model, None, sources=(str(path),), fresh=fresh, unused=tuple(info["unexpected_keys"]))
 
 
 def _start_from_parts(settings: ModelArguments, model_class: type, processor_class: type, tokenizer) -> Start:

@@ -245,6 +245,7 @@ def test_a_beit_fills_the_image_side(tmp_path):
     assert rows["vlmo.layers.*.experts.image"][1:] == ["0", "no"]
     assert rows["vlmo.layers.*.experts.text"][0] == "0"
     assert rows["mlm_head.decoder"][0] == "0"
+    assert "Not used of the source: 2 tensors (pooler.layernorm.bias, pooler.layernorm.weight)" in shown[0]
     model = VlmoForMaskedLM.from_pretrained(tmp_path / "run")
     weight = beit.beit.layers[0].mlp.fc1.weight
     assert torch.equal(model.vlmo.layers[0].experts["image"].fc1.weight, weight)
