@@ -175,8 +175,13 @@ def evaluate(
     max_records: Annotated[int | None, typer.Option(min=1, help="Records at most.")] = None,
     shuffled: Annotated[bool, typer.Option(help="Also score the model with the pictures of other records.")] = True,
     constant: Annotated[
-        bool, typer.Option(help="Also score the best constant output that the split `train` of the data teaches.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--constant/--no-constant",
+            help="Also score the best constant output that the split `train` of the data teaches; by default unless "
+            "that would be downloaded.",
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default an accelerator if any.")
     ] = None,
@@ -234,7 +239,10 @@ def evaluate(
     if output is not None and chosen.name not in SUBMISSIONS:
         raise ValueError(f"{chosen.name} has no submission format: use --report for its predictions.")
     known = inspect.signature(chosen.load("evaluate")).parameters.keys()
-    learns_constant = constant and options.get("constant_candidates", 1) > 0 and known & _TRAINING_OPTIONS
+    learns_constant = constant is not False and options.get("constant_candidates", 1) > 0 and known & _TRAINING_OPTIONS
+    if learns_constant and constant is None and protocol.data.is_remote():
+        learns_constant = False
+        typer.echo("No constant baseline: --constant downloads the training split for it.", err=True)
     options = {name: value for name, value in options.items() if name in known}
     _hide_loading_bars()
     records = first_records(load_records(protocol.data, split), max_records)

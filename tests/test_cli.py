@@ -561,6 +561,9 @@ def test_evaluate_learns_the_constant_from_the_training_split(labelled):
     assert counts == "4 samples, 1 skipped"
     assert "'blue'" in answer
     assert "constant" not in run(*command, "--no-constant").output
+    afar = run(*command, "--data.train_files", "https://host.invalid/train.jsonl")
+    assert "constant" not in afar.stdout
+    assert "--constant downloads the training split" in afar.stderr
     (labelled / "data" / "train.jsonl").unlink()
     result = run(*command)
     assert "constant" not in result.stdout

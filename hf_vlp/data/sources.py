@@ -259,6 +259,12 @@ class DataArguments:
             sections = {self.record_type: self}
         return {name: section for name, section in sections.items() if section is not None}
 
+    def is_remote(self) -> bool:
+        """Whether the training split is downloaded: a name on the Hub, or an address."""
+        if self.train_files:
+            return any(map(has_scheme, self.train_files))
+        return has_scheme(self.source) or _Opener(self, "train", False)._kind() == "hub"
+
     def streams(self) -> bool:
         """Whether the records come as a stream: one source that does makes all of joint pre-training do."""
         return any(section.streaming for section in self.sections().values())

@@ -2,8 +2,8 @@
 
 Covers: every kind of source, whole and streaming, giving the same records; which files belong to a split; patterns;
 columns found and columns named, nested ones too; pictures that stay undecoded; limits and exclusions; exact resume of
-streams; reading with workers; a broken picture that comes as far as the collator and is counted there; each refused
-input with its message; reading the arguments from YAML. Nothing is downloaded.
+streams; which data would be downloaded; reading with workers; a broken picture that comes as far as the collator and
+is counted there; each refused input with its message; reading the arguments from YAML. Nothing is downloaded.
 """
 
 import io
@@ -723,3 +723,20 @@ def test_impossible_arguments_are_refused(options, message):
 def test_impossible_split_is_refused():
     with pytest.raises(ValueError, match="split must be a name"):
         load_records(DataArguments(), 3)
+
+
+@pytest.mark.parametrize(
+    "settings, is_remote",
+    [
+        ({"source": "scenes"}, False),
+        ({"source": "."}, False),
+        ({"source": "nlphuji/flickr30k"}, True),
+        ({"source": "https://host.invalid/{0..9}.tar"}, True),
+        ({"source": ".", "train_files": "hf://datasets/a/b.parquet"}, True),
+        ({"source": "nlphuji/flickr30k", "train_files": "a.jsonl"}, False),
+    ],
+)
+def test_data_that_would_be_downloaded_are_known(settings, is_remote, tmp_path, monkeypatch):
+    (tmp_path / "train.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert DataArguments(**settings).is_remote() == is_remote
