@@ -3,6 +3,7 @@
 Covers: the answers that a head is made for, answers of several parts, the baselines that the evaluation states.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,14 +41,19 @@ def train(run):
 
 @pytest.fixture(scope="module")
 def answers(run, train) -> list[str]:
-    return find_labels(run, train)
+    """Every answer of the training part; the recipe leaves out those that it has once."""
+    model = dataclasses.replace(run.model, min_answer_count=1)
+    return find_labels(dataclasses.replace(run, model=model), train)
 
 
-def test_answers_of_train_cover_nine_tenths_of_test(run, answers):
+def test_answers_of_train_cover_most_of_test(run, train, answers):
     assert len(answers) == len(set(answers)) == 967  # 968 as they are written, two of which are normalised alike
+    frequent = find_labels(run, train)
+    assert len(frequent) == 384
     test = [row["answers"] for row in load_records(run.data, "test").select_columns(["answers"])]
-    share = sum(normalize_answer(answer) in answers for (answer,) in test) / len(test)
-    assert share == pytest.approx(0.905, abs=5e-4)
+    for known, share in ((answers, 0.905), (frequent, 0.873)):
+        found = sum(normalize_answer(answer) in known for (answer,) in test) / len(test)
+        assert found == pytest.approx(share, abs=5e-4)
 
 
 def test_an_answer_of_several_parts_is_one_label(train, answers):
