@@ -239,14 +239,22 @@ def _start_from_checkpoint(settings: ModelArguments, model_class: type, task: Ta
         options["attn_implementation"] = settings.attn_implementation
     if settings.dtype:
         options["dtype"] = settings.dtype
+    if not has_same_head:  # heads of two tasks may have the same names and other sizes
+        options["ignore_mismatched_sizes"] = True
     model, info = model_class.from_pretrained(path, config=config, output_loading_info=True, **options)
+    other_sizes = {name for name, *_ in info["mismatched_keys"]}
+    group_of = getattr(model, "get_parameter_group", lambda name: "all")
+    if body := sorted(name for name in other_sizes if group_of(name) != "head"):
+        raise ValueError(
+            f"model.config gives {', '.join(body[:5])} other sizes than {path} has: leave sizes as they are."
+        )
     image_options = _image_size_options(model.config) if "image_size" in settings.config else {}
     processor = AutoProcessor.from_pretrained(path, **{**image_options, **settings.image_processor})
     return Start(
         model,
         processor,
         sources=(str(path),),
-        fresh=tuple(sorted(info["missing_keys"])),
+        fresh=tuple(sorted({*info["missing_keys"], *other_sizes})),
         unused=tuple(sorted(info["unexpected_keys"])),
     )
 

@@ -282,6 +282,22 @@ def test_labels_come_from_data_file_or_checkpoint(tmp_path):
     assert start.model.classifier.out_features == 3
 
 
+def test_a_head_of_the_same_names_and_other_sizes_is_new(tmp_path):
+    processor = make_processor()
+    questions = make_model(get_model_class("vlmo", "visual_question_answering"), processor, num_labels=5)
+    questions.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    settings = ModelArguments(architecture="vlmo", model_name_or_path=str(tmp_path))
+    start = start_model(settings, (), task="images_and_text_classification")
+    head = {name for name in start.model.state_dict() if name.startswith("classifier.")}
+    assert {name for name in start.fresh if name in head and name.endswith("weight")}
+    assert set(start.fresh) <= head
+    assert torch.equal(start.model.vlmo.norm.weight, questions.vlmo.norm.weight)
+    settings.config = {"intermediate_size": 8}
+    with pytest.raises(ValueError, match=r"other sizes than .* has: leave sizes as they are"):
+        start_model(settings, (), task="images_and_text_classification")
+
+
 def test_class_names_come_from_the_data(tmp_path):
     run = parse_arguments(make_settings(tmp_path, "image_and_text_classification"))
     assert find_labels(run, [{"label": "b"}, {"label": "a"}, {"label": "b"}]) == ["a", "b"]
